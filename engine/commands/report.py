@@ -102,8 +102,7 @@ def _board(arguments: argparse.Namespace) -> None:
 def _results(runs: Sequence[FinishedCampaign], arguments: argparse.Namespace) -> Results:
     from engine.report import results
     from engine.report.merged import merged
-    from engine.report.published import read_published
-    from engine.report.released_code import read_released
+    from engine.report.published import read_published, read_released
 
     csv, several = arguments.models_csv, len(runs) > 1
     made = merged(runs, csv) if several else results.of_campaign(runs[0], csv)

@@ -1,4 +1,4 @@
-"""The four charts of the report in Vega-Lite: bars, heat map, scatter and curves.
+"""The report's figures by model, and its charts in Vega-Lite: bars, heat map, scatter, curves.
 
 Axes, signs and tooltips follow from the names of a table's columns (`columns`). `CONFIG` styles all
 charts.
@@ -7,16 +7,18 @@ charts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas
 
 from engine.measures.rows import UNION
-from engine.measures.tables import csv, without_unit
+from engine.measures.tables import csv, groups, with_ends
 from engine.report import columns
+from engine.report.results import Results
 from engine.report.section import Figure
+from engine.report.text import slug
 
 Spec = dict[str, Any]
 DIGITS = "%.8g"  # of a float in a file
@@ -69,9 +71,28 @@ CONFIG: Spec = {
 OWN = f"indexof(split(datum.downstream, '{UNION}'), datum.evaluated_on) >= 0"
 
 
+def by_model(
+    results: Results,
+    name: str,
+    caption: str,
+    data: pandas.DataFrame,
+    column: tuple[str, ...],
+    draw: Callable[[pandas.DataFrame], Spec],
+) -> list[Figure]:
+    """One figure per `model`, drawn without that column. Its alternative text is the caption with
+    the minimum and maximum of `column`: a number's column, followed by columns that name a row."""
+    figures = []
+    for model, rows in groups(data, "model"):
+        shown = rows.drop(columns="model")
+        title = f"{model}: {caption}" if len(results.models) > 1 else caption
+        words = f"{title}: from {columns.between(shown, *column)}."
+        figures.append(Figure(slug(name, model), f"{title}.", words, shown, draw(shown)))
+    return figures
+
+
 def bars(data: pandas.DataFrame, value: str) -> Spec:
     """One bar per method, starting at zero, with a whisker for its interval."""
-    low, high = (f"{without_unit(value)}_{end}" for end in ("low", "high"))
+    _, low, high = with_ends(value)
     ends = {"x": {"field": low, "type": "quantitative"}, "x2": {"field": high}}
     bar = {"type": "bar", "height": {"band": 0.62}, "opacity": 0.85}
     return {
@@ -191,7 +212,7 @@ def curve(
         "color": {"field": color, "type": kind, "sort": None, "legend": LEGEND},
     }
     number = _number(y, zero=columns.unit(y) == "pts")
-    low, high = (f"{without_unit(y)}_{end}" for end in ("low", "high"))
+    _, low, high = with_ends(y)
     layers: list[Spec] = []
     if low in data:
         ends = {"y": number | {"field": low}, "y2": {"field": high}}
@@ -264,9 +285,8 @@ def _tooltip(data: pandas.DataFrame) -> list[Spec]:
     for name in map(str, data):
         number, title = ends.get(name, (name, columns.title(name)))
         line: Spec = {"field": name, "title": title}
-        if unit := columns.unit(number):
+        unit = columns.unit(number)
+        if unit or pandas.api.types.is_float_dtype(data[name]):
             line |= {"type": "quantitative", "format": columns.UNITS[unit].chart}
-        elif pandas.api.types.is_float_dtype(data[name]):
-            line |= {"type": "quantitative", "format": ".4g"}
         lines.append(line)
     return lines

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pandas
 
-from engine.measures.tables import extremes, without_unit
+from engine.measures.tables import extremes, with_ends, without_unit
 from engine.report.text import p_value, rounded, signed
 
 ABSENT = "–"
@@ -36,7 +36,12 @@ class Unit(NamedTuple):
     axis: str = ""
 
 
+def _plain(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
 UNITS = {
+    "": Unit(_plain, ".4g"),
     "pct": Unit(rounded, ".2f", ", %"),
     "pts": Unit(signed, "+.2f", ", points"),
     "score": Unit(functools.partial(rounded, digits=3), ".3f"),
@@ -63,14 +68,13 @@ def unit(name: str) -> str:
 
 def title(name: str) -> str:
     """A column's name as the title of an axis, with its unit."""
-    axis = UNITS[unit(name)].axis if unit(name) else ""
-    return without_unit(name).replace("_", " ") + axis
+    return without_unit(name).replace("_", " ") + UNITS[unit(name)].axis
 
 
 def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
     """`−9.0 (VP on flat) to +10.3 (Soup on mono)`: the minimum and maximum of a column, with the
     values of the columns `labels`."""
-    write = UNITS[unit(name)].write if unit(name) else _plain
+    write = UNITS[unit(name)].write
     texts = [
         f"{write(row[name])} ({' on '.join(filter(None, (row[label] for label in labels)))})"
         for row in extremes(data, name)
@@ -95,16 +99,11 @@ def shown(data: pandas.DataFrame) -> list[TextColumn]:
 def _column(data: pandas.DataFrame, name: str) -> TextColumn:
     values, types = data[name], pandas.api.types
     is_numeric = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
-    known = UNITS.get(unit(name)) if is_numeric else None
-    write = known.write if known else _plain if is_numeric else str
+    write = UNITS[unit(name)].write if is_numeric else str
     texts = [ABSENT if pandas.isna(value) else write(value) for value in values]
-    low, high = (f"{without_unit(name)}_{end}" for end in ("low", "high"))
-    if known and low in data:
+    _, low, high = with_ends(name)
+    if is_numeric and unit(name) and low in data:
         for k, (a, b) in enumerate(zip(data[low], data[high], strict=True)):
             if not pandas.isna(a):
                 texts[k] += f" [{write(a)}, {write(b)}]"
     return TextColumn(name, without_unit(name).replace("_", " "), is_numeric, texts)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

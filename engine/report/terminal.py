@@ -15,7 +15,7 @@ from engine.measures.comparisons import SIGNIFICANT
 from engine.report import console
 from engine.report.headline import averaged_over, measured_on
 from engine.report.results import Results, title
-from engine.report.sections import groups
+from engine.report.sections.images import worst_groups
 from engine.report.text import ABSENT, ascii_signed, counted, p_value, rounded, set_head
 from loaders.files.names import one_line
 
@@ -85,7 +85,9 @@ def _further(results: Results, model: str) -> Iterator[str]:
 
 def _groups(results: Results, model: str) -> Iterator[str]:
     """A table of each dataset with further columns: accuracy, macro F1 and the worst groups."""
-    table = groups.worst(results)
+    if results.groups.empty:
+        return
+    table = worst_groups(results)
     for name, rows in tables.groups(table[table["model"] == model], "evaluated_on"):
         yield console.text(
             f"{model} on {name}: accuracy, macro F1 and each column's worst group, "

@@ -12,14 +12,9 @@ from engine.report.sections import (
     curves,
     distances,
     effective_robustness,
-    equal_accuracy,
-    explorer,
-    groups,
     images,
     paired,
-    pretraining,
     ranking,
-    sweep,
     varied,
 )
 
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
 
 ABOUT: list[Callable[[Results], Section | None]] = [
     distances.section,
-    explorer.section,
+    about.all_numbers,
     about.how_to_read,
     about.what_was_run,
     about.artwork,
@@ -37,7 +32,7 @@ ABOUT: list[Callable[[Results], Section | None]] = [
 ]
 SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,
-    pretraining.section,
+    ranking.by_samples_seen,
     varied.section,
     ranking.methods,
     ranking.trade_off,
@@ -47,20 +42,20 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     paired.best,
     changes.maps,
     curves.barrier,
-    equal_accuracy.section,
+    curves.equal_accuracy,
     changes.forgotten,
     changes.further,
-    groups.section,
+    images.groups,
     changes.on_probe_sets,
     changes.tuned_outside,
     curves.during_training,
     effective_robustness.section,
     cka.section,
-    images.section,
+    images.gained_and_lost,
     *ABOUT,
 ]
 # A sweep has one method, and its configurations must not be ranked on the test datasets.
-OF_SWEEP = [sweep.section, varied.section, changes.further, groups.section, *ABOUT]
+OF_SWEEP = [varied.sweep, varied.section, changes.further, images.groups, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:

@@ -1,4 +1,4 @@
-"""About the numbers: their meaning, what was run, and credits for images and weights."""
+"""All numbers, their meaning, what was run, and credits for images and weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import pandas
 
 from engine.campaigns.record import Record
+from engine.measures import scores
 from engine.measures.rows import PRE, Diverged
+from engine.measures.tables import with_ends
 from engine.recipe import catalogue
 from engine.recipe.schema import MethodRecipe
 from engine.report.headline import averaged_over, measured_on
@@ -17,6 +19,8 @@ from engine.report.results import Results
 from engine.report.section import Picture, Section, Table
 from engine.report.text import counted, listed
 
+OTHERS, EACH = "others", "all"
+COLUMNS = ["model", "method", "variant", "against", "downstream", "evaluated_on"]
 SHA256 = 64  # characters
 DRAWINGS = (
     "Each emoji style has one drawing per concept, so a held-out image of the downstream dataset "
@@ -24,6 +28,45 @@ DRAWINGS = (
     "by the same maker; disjoint RI leaves these out. All drawings of a concept are one source "
     "image."
 )
+
+
+def all_numbers(results: Results) -> Section | None:
+    """One table of cells, RI, mRI, means per dataset, and differences between methods."""
+    if results.cells.empty:
+        return None
+    names = dict(zip(with_ends("difference_pts"), with_ends("change_pts"), strict=True))
+    pairs = results.comparisons.rename(columns=names | {"p_corrected": "corrected_p"})
+    titles = results.shown.set_index("arm")["method"]
+    pairs = pairs.assign(downstream="", against=pairs["against"].map(titles))
+    data = pandas.concat([results.grid.numbers, pairs], ignore_index=True)
+    data = data.fillna({"against": "pretrained"}).assign(
+        downstream=data["downstream"].replace("", EACH),
+        evaluated_on=data["evaluated_on"].replace("", OTHERS),
+    )
+    data = data.merge(results.shown[["arm", "model", "method", "variant"]], on="arm")
+    known = data.dropna(axis=1, how="all")
+    numbers = known.filter(
+        regex="_(pct|pts|score|nats)$|^(accuracy|(disjoint_)?change)_|^corrected_p$"
+    )
+    return Section(
+        "explorer",
+        f"All numbers: {len(data):,} rows to filter",
+        f"Evaluated on {OTHERS}: mean over the datasets that a model was not fine-tuned on.\n"
+        f"Downstream dataset {EACH}: mean over the models that were not fine-tuned on the dataset "
+        "evaluated on.\n"
+        f"The change on {OTHERS} is RI for one downstream dataset, and mRI for {EACH}.\n"
+        "against: the reference of a change, the "
+        "pretrained model or another method. p is corrected (Holm) over all pairs for mRI, and "
+        "over all pairs and datasets for datasets. intervals.csv has the other intervals.",
+        tables=[
+            Table(
+                "explorer",
+                "Accuracy in percent before and after fine-tuning, its change in points, and "
+                f"properties of the predictions, with 95% CIs: {scores.legend()}.",
+                data[[*COLUMNS, *numbers]],
+            )
+        ],
+    )
 
 
 def how_to_read(results: Results) -> Section | None:

@@ -11,7 +11,6 @@ from engine.report import charts
 from engine.report.columns import between
 from engine.report.results import FINE_TUNE, Results
 from engine.report.section import Figure, Section, Table
-from engine.report.sections.figures import by_model
 from engine.report.text import signed, slug
 
 CHANGE = "change_pts"
@@ -129,7 +128,7 @@ def forgotten(results: Results) -> Section | None:
         "upstream-change",
         f"Upstream accuracy changes by {between(means, change, 'method')}",
         f"Change in accuracy on {results.record.upstream}, in points. RI excludes it.",
-        figures=by_model(
+        figures=charts.by_model(
             results,
             "upstream-change",
             "Mean over the downstream datasets, with 95% CIs",
@@ -207,7 +206,7 @@ def tuned_outside(results: Results) -> Section | None:
         f"{between(data, CHANGE, 'method', 'evaluated_on')}",
         f"Published numbers: {results.published.source}, for pretrained models that it includes."
         + f" Columns of {', '.join(outside[1:])}: accuracy.csv." * bool(outside[1:]),
-        figures=by_model(
+        figures=charts.by_model(
             results,
             "upstream",
             "Change in accuracy on each dataset, in points (blue: gain, orange: loss)",

@@ -15,7 +15,6 @@ from engine.report import charts
 from engine.report.results import Results, title
 from engine.report.section import Section, Table
 from engine.report.sections.curves import LABELS, X_OF_STEP_0, step_ticks
-from engine.report.sections.figures import by_model
 
 CELL = ["model", "method", "variant", "downstream", "evaluated_on"]
 
@@ -39,7 +38,7 @@ def section(results: Results) -> Section | None:
         "within each dataset, because methods and datasets differ in both numbers; p is from "
         "permutations of the downstream datasets.",
         figures=[
-            *by_model(
+            *charts.by_model(
                 results,
                 "cka-depth",
                 "CKA before and after fine-tuning, by depth (1: last block)",
@@ -47,7 +46,7 @@ def section(results: Results) -> Section | None:
                 ("cka", "method", "block"),
                 lambda rows: charts.curve(rows, "depth", "cka", "method", x_title="depth"),
             ),
-            *by_model(
+            *charts.by_model(
                 results,
                 "cka-accuracy",
                 "Mean CKA over blocks and change in accuracy; one dot per model and dataset",
@@ -55,7 +54,7 @@ def section(results: Results) -> Section | None:
                 ("change_pts", "method", "evaluated_on"),
                 lambda rows: charts.scatter(rows, "cka", "change_pts", "method"),
             ),
-            *by_model(
+            *charts.by_model(
                 results,
                 "cka-training",
                 "Mean CKA over blocks on other datasets, by optimizer step; pre: pretrained model",

@@ -11,7 +11,6 @@ from engine.measures.tables import groups, with_ends
 from engine.report import charts, headline, tuning
 from engine.report.results import Results
 from engine.report.section import Section, Table
-from engine.report.sections.figures import by_model
 from engine.report.text import counted, listed, rounded
 
 ARM = ["model", "method", "variant"]
@@ -33,7 +32,7 @@ def _section(
     """A section with a bar for each method's difference, from the first table. text: ends with the
     intervals' population. difference: its column; caption: what it is, without its interval."""
     data = tables[0].data[["model", "method", *with_ends(difference)]].dropna(subset=difference)
-    figures = by_model(
+    figures = charts.by_model(
         results,
         key,
         f"{caption}, in points, with 95% CIs",

@@ -1,23 +1,25 @@
-"""The table, the ranking, and the trade-off between adaptation and robustness."""
+"""Pretrained models, the table, the ranking, and the trade-off of adaptation and robustness."""
 
 from __future__ import annotations
 
+import itertools
 from statistics import fmean
 from typing import Any
 
 import pandas
 
+from engine.measures.comparisons import SIGNIFICANT, compare_pairs
 from engine.measures.rows import trained_sets
-from engine.measures.tables import extremes, groups, rows
+from engine.measures.tables import extremes, groups, ordered, rows
 from engine.report import charts, tuning
 from engine.report.columns import between
 from engine.report.headline import averaged_over, finding, measured_on
 from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
-from engine.report.sections.figures import by_model
-from engine.report.text import slug
+from engine.report.text import counted, slug
 
 MRI = ["mRI_pts", "mRI_low", "mRI_high"]
+NEAR = 5  # points of accuracy before fine-tuning within which two models are compared
 X, Y = "on_downstream_dataset_pct", "on_other_datasets_pct"  # of the trade-off
 
 
@@ -48,6 +50,91 @@ def models(results: Results) -> Section | None:
     )
 
 
+def by_samples_seen(results: Results) -> Section | None:
+    """mRI of pretrained models by the samples that they saw in pretraining; None unless two saw
+    different numbers."""
+    seen = {model: count for model, count in results.record.samples_seen.items() if count > 0}
+    if len(set(seen.values())) < 2:
+        return None
+    data = results.shown[results.shown["model"].isin(seen)]
+    data = data.assign(
+        samples_seen=data["model"].map(seen),
+        before_pct=data["arm"].map(results.grid.by_arm.set_index("arm")["before_pct"]),
+    )
+    data = ordered(data, samples_seen=sorted(seen.values()))
+    pairs = _matched(results, data)
+    shown = data[["method", "model", "samples_seen", "before_pct", *MRI]]
+    is_significant = pairs["corrected_p"] < SIGNIFICANT
+    more, less = ((is_significant & (pairs["difference_pts"] * way > 0)).sum() for way in (1, -1))
+    words = f"mRI from {between(shown, 'mRI_pts', 'method', 'model')}."
+    return Section(
+        "samples-seen",
+        f"With more samples seen in pretraining, mRI is significantly higher in {more} of "
+        f"{counted('pair', len(pairs))} of models of similar accuracy before fine-tuning, lower in "
+        f"{less}"
+        if len(pairs)
+        else f"No two models start within {NEAR} points of each other",
+        "Models that saw more samples are more accurate before fine-tuning and have more to lose. "
+        f"Pairs are therefore of models whose accuracy before differs by at most {NEAR} points. "
+        "Numbers of samples are rounded as in the models' names; other properties of pretraining, "
+        "such as the choice of data, differ too.",
+        figures=[
+            Figure(
+                "samples-seen",
+                "Mean accuracy before fine-tuning in percent (x) and mRI in points (y); one dot "
+                "per model, in the order of samples seen.",
+                words,
+                shown,
+                charts.scatter(shown, "before_pct", "mRI_pts", "model", facet="method"),
+            )
+        ],
+        tables=[
+            Table(
+                "samples-seen",
+                "mRI in points with 95% CIs, by samples seen in pretraining; before: mean accuracy "
+                "in percent before fine-tuning on the datasets of mRI.",
+                shown,
+            ),
+            Table(
+                "samples-seen-pairs",
+                f"Pairs of models within {NEAR} points of accuracy before fine-tuning: how many "
+                "times as many samples the first saw, and the differences (first minus second) of "
+                "accuracy before and of mRI in points, with 95% intervals and p, corrected for all "
+                "pairs.",
+                pairs,
+            ),
+        ],
+    )
+
+
+def _matched(results: Results, data: pandas.DataFrame) -> pandas.DataFrame:
+    """One row per method and pair of models that start alike and saw different numbers of samples;
+    the first saw more."""
+    pairs = [
+        (b, a)
+        for a, b in itertools.combinations(rows(data), 2)
+        if (a.key, a.variant, a.setting) == (b.key, b.variant, b.setting)
+        and a.samples_seen < b.samples_seen
+        and abs(a.before_pct - b.before_pct) <= NEAR
+    ]
+    table = pandas.DataFrame(
+        {
+            "method": [more.method for more, _ in pairs],
+            "more_samples": [more.model for more, _ in pairs],
+            "fewer_samples": [fewer.model for _, fewer in pairs],
+            "times": [more.samples_seen / fewer.samples_seen for more, fewer in pairs],
+            "before_pts": [more.before_pct - fewer.before_pct for more, fewer in pairs],
+        }
+    )
+    names = ["difference_pts", "difference_low", "difference_high", "corrected_p"]
+    if not pairs:
+        return table.assign(**{name: pandas.Series(dtype=float) for name in names})
+    arms = [(fewer.arm, more.arm) for more, fewer in pairs]
+    found = compare_pairs(results.grid, arms, data["arm"].tolist()).query("set == ''")
+    of_pairs = found[["difference", "low", "high", "p_corrected"]].set_axis(names, axis=1)
+    return pandas.concat([table, of_pairs.reset_index(drop=True)], axis=1)
+
+
 def methods(results: Results) -> Section | None:
     """RI by downstream dataset and mRI of every method; the ranking by mRI."""
     data = _ranking(results)
@@ -71,7 +158,7 @@ def methods(results: Results) -> Section | None:
         heading,
         "mRI: mean change in accuracy on datasets a model was not fine-tuned on, averaged over "
         f"{averaged_over(results)}.{note}",
-        figures=by_model(
+        figures=charts.by_model(
             results,
             "ranking",
             f"mRI in points, with its 95% CI{results.one_training}",
@@ -127,7 +214,7 @@ def trade_off(results: Results) -> Section | None:
         heading,
         "Higher is more robust; further right is better adapted. Lines interpolate weights from "
         "the pretrained model (α = 0) to the fine-tuned one (α = 1)." + chosen_on_its_set(results),
-        figures=by_model(
+        figures=charts.by_model(
             results,
             "trade-off",
             "Mean accuracy on the downstream dataset (x) and on other datasets (y), in percent",

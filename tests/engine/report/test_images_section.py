@@ -19,7 +19,7 @@ def results(runs, **changes):
 
 def test_thumbnails_are_the_images_of_the_table(tmp_path):
     made = results(tmp_path, thumbnails=reports.pictures())
-    section = images.section(made)
+    section = images.gained_and_lost(made)
     data = section.tables[0].data
     for number, name in enumerate(reports.SETS):
         for change in ("gained", "lost"):
@@ -38,7 +38,7 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
 
 
 def test_rows_name_classes_answers_and_methods(tmp_path):
-    section = images.section(results(tmp_path))
+    section = images.gained_and_lost(results(tmp_path))
     assert not section.pictures
     for row in section.tables[0].data.to_dict("records"):
         right = row["after"] if row["change"] == "gained" else row["before"]
@@ -52,5 +52,5 @@ def test_two_campaigns_show_the_images_of_both(tmp_path):
         reports.finished(tmp_path, name, model=name, seed=k, thumbnails=reports.pictures(sets))
         for k, (name, sets) in enumerate([("a", ["flat"]), ("b", ["flat", "mono"])])
     ]
-    section = images.section(merged(runs))
+    section = images.gained_and_lost(merged(runs))
     assert {"flat: gained of a", "flat: lost of b", "mono: gained of a"} <= set(section.pictures)

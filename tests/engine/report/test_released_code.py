@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import RecipeError
 from engine.measures.tables import rows
-from engine.report.released_code import read_released
+from engine.report.published import read_released
 from helpers import made_results
 
 MODEL, SETS = "vit_b16_augreg_in21k", ("imagenet_r", "objectnet", "imagenet_c")

@@ -16,7 +16,7 @@ from engine.measures.rows import PLAIN, PRE, Evaluation, Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results
 from engine.report.section import Section
-from engine.report.sections import sweep, varied
+from engine.report.sections import varied
 from helpers import stores
 from helpers.made_results import TITLES, drawn, of_arms, of_evaluations
 from helpers.stores import SETS, setting
@@ -51,7 +51,7 @@ def table(section: Section, name: str) -> pandas.DataFrame:
 
 def test_a_configuration_is_chosen_on_held_out_images_only() -> None:
     given = swept(LR)
-    section, tuned = sweep.section(given), varied.section(given)
+    section, tuned = varied.sweep(given), varied.section(given)
     made, choices = section.tables[0].data, table(tuned, "tuning-choices")
     assert list(made["optimizer.lr"]) == [0.001, 0.01, 0.1], "the order of the sweep"
     assert made["mRI_pts"].tolist() == pytest.approx([-10, 0, 20])
@@ -71,7 +71,7 @@ def test_a_configuration_is_chosen_on_held_out_images_only() -> None:
 
 def test_configurations_are_named_by_what_varies() -> None:
     settings = {f"method.lam={a},train.epochs={b}": 40 for a in ("1.0", "2.0") for b in (1, 3)}
-    section = sweep.section(swept(settings))
+    section = varied.sweep(swept(settings))
     assert list(section.figures[0].data["method"])[1] == "lam 1, epochs 3"
     assert "of EWC in method.lam, train.epochs" in section.text
 

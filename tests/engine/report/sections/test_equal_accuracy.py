@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.report.sections import equal_accuracy
+from engine.report.sections import curves
 from helpers.made_results import of_arms, row
 
 TITLES = {"fine_tune": "FT", "lwf": "LwF", "lora": "LoRA", "wise_ft": "WiSE-FT"}
@@ -15,7 +15,7 @@ METHODS = {
 
 
 def test_methods_are_compared_with_the_curve_at_their_downstream_accuracy():
-    section = equal_accuracy.section(of_arms({**METHODS, **CURVE}, methods=TITLES))
+    section = curves.equal_accuracy(of_arms({**METHODS, **CURVE}, methods=TITLES))
     table = section.tables[0].data
     assert set(table["curve"]) == {"WiSE-FT"} and list(table["method"]) == ["FT", "LwF", "LoRA"]
     lwf = row(table, method="LwF")
@@ -39,4 +39,4 @@ def test_methods_are_compared_with_the_curve_at_their_downstream_accuracy():
     ids=["no curve", "no method", "one alpha", "out of reach"],
 )  # fmt: skip
 def test_without_a_curve_that_reaches_a_method_there_is_no_section(arms):
-    assert equal_accuracy.section(of_arms(arms, methods=TITLES)) is None
+    assert curves.equal_accuracy(of_arms(arms, methods=TITLES)) is None

@@ -4,7 +4,7 @@ import pytest
 
 from engine.measures.rows import PRE
 from engine.report.results import Results
-from engine.report.sections import pretraining
+from engine.report.sections import ranking
 from helpers.made_results import TITLES, drawn, of_cells, row
 from helpers.stores import SETS
 
@@ -26,7 +26,7 @@ def made(**values) -> Results:
 
 
 def test_models_of_equal_start_are_compared_by_samples_seen():
-    section = pretraining.section(made())
+    section = ranking.by_samples_seen(made())
     every, pairs = (table.data for table in section.tables)
     assert list(every["model"])[::2] == ["tiny", "small", "large", "also large"]
     assert row(every, model="small", method="FT")["before_pct"] == pytest.approx(56)
@@ -54,10 +54,10 @@ def test_models_of_equal_start_are_compared_by_samples_seen():
 
 @pytest.mark.parametrize("seen", [{}, {"large": 5, "small": 5}])
 def test_without_different_numbers_there_is_no_section(seen):
-    assert pretraining.section(made(samples_seen=seen)) is None
+    assert ranking.by_samples_seen(made(samples_seen=seen)) is None
 
 
 def test_models_that_start_apart_are_not_compared():
-    section = pretraining.section(made(samples_seen={"large": 10, "tiny": 5}))
+    section = ranking.by_samples_seen(made(samples_seen={"large": 10, "tiny": 5}))
     assert section.heading == "No two models start within 5 points of each other"
     assert section.tables[1].data.empty
