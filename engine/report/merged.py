@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row
+from engine.campaigns.record import FinishedCampaign, MissingColumn, Record
 from engine.measures.rows import Evaluation
 from engine.report.results import Results, of_record
 from loaders.files.durable import short_digest
@@ -57,37 +57,26 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
             "over these, so report them separately"
         )
     disagreeing = _disagreeing(records)
-    rows: dict[tuple[Any, ...], Evaluation] = {}
-    seen: dict[tuple[Any, ...], Evaluation] = {}
-    probe_sets: dict[tuple[Any, ...], Evaluation] = {}
-    cka, attempts, missing, diverged = [], [], [], []
+    kinds = ["evaluations", "seen", "probe_sets"]
     # The rows of a campaign without replicates would appear not to vary over seeds.
-    has_replicates = all(
-        any(of.downstream in shared for of in record.replicates) for record in records
-    )
-    replicates: dict[tuple[Any, ...], Evaluation] = {}
+    if all(any(of.downstream in shared for of in record.replicates) for record in records):
+        kinds.append("replicates")
+    kept: dict[str, dict[Any, Evaluation]] = {kind: {} for kind in kinds}
+    cka, attempts, missing, diverged, rows = [], [], [], [], []
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
     samples_seen: dict[str, int] = {}
-    settings_of_rows: list[Row] = []
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
-        of_replicates = run.replicates if has_replicates else []
-        kinds = (
-            (rows, run.evaluations),
-            (seen, run.seen),
-            (replicates, of_replicates),
-            (probe_sets, run.probe_sets),
-        )
-        for kept, of_run in kinds:
-            for row in of_run:
+        for kind, evaluations in kept.items():
+            for row in _renamed(getattr(run, kind), models):
                 if row.downstream in ("", *shared):
-                    row = dataclasses.replace(row, model=models.get(row.model, row.model))
-                    kept.setdefault((*row.key, row.seed), row)
+                    evaluations.setdefault((*row.key, row.seed), row)
+        diverged += [row for row in _renamed(record.diverged, models) if row.downstream in shared]
         samples_seen |= {models.get(name, name): n for name, n in record.samples_seen.items()}
         cka += [row | {"model": models.get(row["model"], row["model"])} for row in record.cka or ()]
-        attempts += [dataclasses.replace(attempt, campaign=label) for attempt in record.attempts]
-        missing += [dataclasses.replace(column, campaign=label) for column in record.missing]
+        attempts += [replace(attempt, campaign=label) for attempt in record.attempts]
+        missing += [replace(column, campaign=label) for column in record.missing]
         missing += [
             MissingColumn(name, "not a column of all campaigns", label)
             for name in record.downstreams
@@ -95,22 +84,17 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ]
         for name, images in record.thumbnails.items():
             thumbnails[name] = thumbnails.get(name, {}) | images
-        diverged += [
-            dataclasses.replace(row, model=models.get(row.model, row.model))
-            for row in record.diverged
-            if row.downstream in shared
-        ]
-        settings_of_rows += [row for row in record.rows if row not in settings_of_rows]
+        rows += [row for row in record.rows if row not in rows]
         for name, value in record.settings.items():  # shared settings keep their names
             is_shared = all(other.settings.get(name) == value for other in records)
             settings[name if is_shared else f"{name}, {label}"] = value
-    record = dataclasses.replace(
+    record = replace(
         first,
         name=" and ".join(labels),
         downstreams=[name for name in first.downstreams if name in shared],
         methods={key: title for record in records for key, title in record.methods.items()},
         settings=settings,
-        rows=settings_of_rows,
+        rows=rows,
         diverged=diverged,
         credits=_once(row for record in records for row in record.credits),
         holdout=all(record.holdout for record in records),
@@ -125,8 +109,13 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ],
         families={name: sets for record in records for name, sets in record.families.items()},
     )
-    more = list(seen.values()), list(replicates.values()), list(probe_sets.values())
-    return of_record(record, list(rows.values()), models_csv, *more)
+    evaluations = {kind: list(of_kind.values()) for kind, of_kind in kept.items()}
+    return of_record(record, models_csv=models_csv, **evaluations)
+
+
+def _renamed(rows: Sequence[Any], models: Mapping[str, str]) -> list[Any]:
+    """Rows that name a model, with its new name."""
+    return [replace(row, model=models.get(row.model, row.model)) for row in rows]
 
 
 def _disagreeing(records: Sequence[Record]) -> set[str]:

@@ -7,13 +7,12 @@ downstream dataset, which RI does not count. A campaign with `trials`, or that v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas
 
 from engine.measures.groups import HALVES
-from engine.measures.rows import TRIAL, Setting
+from engine.measures.rows import TRIAL
 from engine.measures.tables import extremes
 from engine.report.results import Results
 from engine.report.text import counted, signed
@@ -77,8 +76,13 @@ def tuned(results: Results) -> Tuned | None:
     arms = _arms(results)
     if arms.empty or not results.record.holdout:
         return None
-    chosen = arms.loc[arms.groupby(CELL, sort=False)[HELD_OUT].idxmax()]
-    return Tuned(_summary(arms, chosen), chosen, _by_rule(arms), arms["setting"].nunique())
+    chosen, settings = _chosen(arms, HELD_OUT), arms["setting"].nunique()
+    return Tuned(_summary(arms, chosen), chosen, _by_rule(arms, chosen), settings)
+
+
+def _chosen(arms: pandas.DataFrame, by: str) -> pandas.DataFrame:
+    """For each method and downstream dataset, the row with the highest value of a column."""
+    return arms.loc[arms.groupby(CELL, sort=False)[by].idxmax()]
 
 
 def _arms(results: Results) -> pandas.DataFrame:
@@ -94,7 +98,7 @@ def _arms(results: Results) -> pandas.DataFrame:
     arms = shown[["arm", "setting"]].assign(
         method=shown["key"].map(results.record.methods),
         is_plain=[
-            _is_plain(setting, recipes.get(key, {}))
+            setting.items() <= recipes.get(key, {}).items()
             for key, setting in zip(shown["key"], settings, strict=True)
         ],
     )
@@ -103,11 +107,6 @@ def _arms(results: Results) -> pandas.DataFrame:
     ri = results.ri[["arm", "downstream", "RI_pts"]].merge(arms, on="arm")
     ri = ri.merge(accuracy.rename(columns={"accuracy": HELD_OUT}), on=["arm", "downstream"])
     return ri.merge(results.halves, on=["arm", "downstream"], how="left")
-
-
-def _is_plain(setting: Setting, recipe: Mapping[str, Any]) -> bool:
-    """Whether every value of a setting is the recipe's."""
-    return all(key in recipe and recipe[key] == value for key, value in setting.items())
 
 
 def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFrame:
@@ -130,34 +129,25 @@ def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFra
     return table.sort_values("tuned_mRI_pts", ascending=False, kind="stable").reset_index()
 
 
-def _by_rule(arms: pandas.DataFrame) -> pandas.DataFrame:
+def _by_rule(arms: pandas.DataFrame, usual: pandas.DataFrame) -> pandas.DataFrame:
     """What each rule would choose, one row per rule and method, means over the downstream datasets:
     mRI_pts, accuracy_pct on the held-out images that the rule measures on, and same_choice_pct, how
-    often the rule chooses the setting of the first rule."""
+    often the rule chooses the usual setting."""
     first, second = HALVES
     rules = {  # by name: the columns that choose, each with the column that is reported
         "all held-out images (this report)": [(HELD_OUT, HELD_OUT)],
         "one half of the held-out images": [(first, second), (second, first)],
         "datasets of RI (not allowed)": [("RI_pts", HELD_OUT)],
     }
-    usual = arms.loc[arms.groupby(CELL, sort=False)[HELD_OUT].idxmax()].set_index(CELL)["setting"]
-    tables = []
+    if arms[HALVES].isna().any(axis=None):  # too few images
+        del rules["one half of the held-out images"]
+    means, usual = {}, usual.set_index(CELL)
     for rule, pairs in rules.items():
-        if arms[[by for by, _ in pairs]].isna().any(axis=None):
-            continue  # too few images for halves
         parts = []
         for by, reported in pairs:
-            chosen = arms.loc[arms.groupby(CELL, sort=False)[by].idxmax()].set_index(CELL)
-            same = 100.0 * (chosen["setting"] == usual.loc[chosen.index])
-            parts.append(
-                pandas.DataFrame(
-                    {
-                        "mRI_pts": chosen["RI_pts"],
-                        "accuracy_pct": chosen[reported],
-                        "same_choice_pct": same,
-                    }
-                )
-            )
-        means = pandas.concat(parts).groupby("method", sort=False).mean().reset_index()
-        tables.append(means.assign(rule=rule)[["rule", *means]])
-    return pandas.concat(tables, ignore_index=True)
+            chosen = _chosen(arms, by).set_index(CELL)
+            same = chosen["setting"] == usual.loc[chosen.index, "setting"]
+            numbers = {"mRI_pts": chosen["RI_pts"], "accuracy_pct": chosen[reported]}
+            parts.append(pandas.DataFrame(numbers).assign(same_choice_pct=100.0 * same))
+        means[rule] = pandas.concat(parts).groupby("method", sort=False).mean()
+    return pandas.concat(means, names=["rule"]).reset_index()
