@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels.launch import jit, launcher, tl
+from kernels import launch
+from kernels.launch import jit, tl
 
 ONE_READ_CLASSES = 4096
 _LOWEST = torch.finfo(torch.float32).min
@@ -280,7 +281,9 @@ def _distill(
     loss = student.new_empty(batch, dtype=torch.float32)
     gradient = torch.empty_like(student) if with_gradient else student.new_empty(0)
     if batch:
-        launcher(_distill_kernel)[(batch,)](
+        launch.start(
+            _distill_kernel,
+            (batch,),
             student,
             given,
             labels.contiguous(),

@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from kernels.launch import jit, launcher, tl
+from kernels import launch
+from kernels.launch import jit, tl
 
 BLOCK, WARPS = 1024, 4
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch's names
@@ -115,7 +116,8 @@ class EwcParameters:
         before = [torch.tensor(float(step - 1)) for step in steps]  # torch adds 1
         options: dict[str, Any] = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
         flags: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False}
-        adamw(*columns[:4], [], before, beta1=beta1, beta2=beta2, **options, **flags)
+        tensors = [*columns[:4], [], before]
+        adamw(*tensors, beta1=beta1, beta2=beta2, **options, **flags)
 
     def sgd_(
         self,
@@ -287,7 +289,9 @@ def _launch(columns: Sequence[Column], numbers: Sequence[Sequence[float]]) -> No
     roles = [absent if column is None else column for column in columns]
     addresses = tuple(0 if t is None else t.data_ptr() for role in roles for t in role)
     layout = _layout(tuple(theta.numel() for theta in thetas), device)
-    launcher(_step_kernel)[(len(layout[0]),)](
+    launch.start(
+        _step_kernel,
+        (len(layout[0]),),
         _pointers(addresses, device),
         *layout,
         len(thetas),

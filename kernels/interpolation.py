@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels.launch import jit, launcher, tl
+from kernels import launch
+from kernels.launch import jit, tl
 
 MAX_OUTPUTS = 16  # per pass: 32 take 200 registers per thread, and occupancy gets too low
 _WARPS = 8
@@ -119,7 +120,9 @@ def _interpolate(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     if not out.numel():
         return
     tile = _tile(outputs)
-    launcher(_interpolate_kernel)[(-(-numel // tile["BLOCK"]), -(-outputs // tile["ROWS"]))](
+    launch.start(
+        _interpolate_kernel,
+        (-(-numel // tile["BLOCK"]), -(-outputs // tile["ROWS"])),
         parents,
         weights,
         out,

@@ -1,6 +1,6 @@
 """The only module that imports Triton, so that all others can be imported without it.
 
-Decorate kernels with `jit` and start them through `launcher`. Without Triton, `jit` returns the
+Decorate kernels with `jit` and start them through `start`. Without Triton, `jit` returns the
 function unchanged; nothing calls it, since only CUDA tensors are sent to kernels.
 
 Kernels loop over `tl.range`, which prefetches their loads. Its type says that it is not iterable,
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,36 +42,22 @@ def jit(
     return fn if triton is None else triton.jit(do_not_specialize=do_not_specialize)(fn)
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """`Launcher(kernel)[grid](*arguments)`, on the device of the first argument, a tensor.
-
-    Triton launches on the current device, and a tensor may be on another one.
-    """
-
-    kernel: Any
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: Any, **options: Any) -> None:
-            device = arguments[0].device
-            on_gpu = device.type == "cuda"
-            with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
-                self.kernel[grid](*arguments, **self.options, **options)
-
-        return launch
-
-
-def launcher(kernel: Any) -> Launcher:
-    """Returns the object to index with a grid: the kernel, or its wrapper inside torch.compile.
+def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Starts a kernel on the device of the first argument, a tensor: Triton launches on the current
+    device.
 
     Raises RuntimeError if Triton is not installed.
     """
     if triton is None:
         raise RuntimeError("CUDA tensors need Triton's kernels: pip install triton")
     if torch.compiler.is_compiling():  # Inductor compiles the kernel with its own options
-        return Launcher(wrap_triton(kernel))
-    return Launcher(kernel, FUSED)
+        kernel = wrap_triton(kernel)
+    else:
+        options |= FUSED
+    device = arguments[0].device
+    on_gpu = device.type == "cuda"
+    with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+        kernel[grid](*arguments, **options)
 
 
 def padded(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:

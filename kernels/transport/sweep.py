@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels.launch import jit, launcher, rows_apart, tl
+from kernels import launch
+from kernels.launch import jit, rows_apart, tl
 from kernels.threads import HAS_NUMBA, spread
 
 _COMPILE_FROM = 1 << 19  # costs: with fewer, importing numba (half a second) does not pay off
@@ -174,8 +175,9 @@ def _row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     """The logarithms of row sums, and f minus them."""
     q, f, g, kappa = rows_apart(q), f.contiguous(), g.contiguous(), kappa.contiguous()
     log_s, shares = torch.empty_like(f), torch.empty_like(f)
-    launcher(_rows_kernel)[(-(-len(q) // _ROWS),)](
-        *(q, f, g, kappa, log_s, shares, q.stride(0), *q.shape),
+    grid = (-(-len(q) // _ROWS),)
+    launch.start(
+        *(_rows_kernel, grid, q, f, g, kappa, log_s, shares, q.stride(0), *q.shape),
         ROWS=_ROWS,
         ROW_BLOCK=_ROW_BLOCK,
         num_warps=_WARPS,
@@ -189,8 +191,9 @@ def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     q, g, kappa = rows_apart(q), g.contiguous(), kappa.contiguous()
     (n, m), pitch = q.shape, q.stride(0)
     columns = g.new_empty(-(-n // PART), pitch)
-    launcher(_columns_kernel)[(-(-m // _COLUMNS), len(columns))](
-        *(q, shares, g, kappa, columns, pitch, n, m),
+    grid = (-(-m // _COLUMNS), len(columns))
+    launch.start(
+        *(_columns_kernel, grid, q, shares, g, kappa, columns, pitch, n, m),
         PART=PART,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,

@@ -34,9 +34,10 @@ def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):
 
     calls, tensor = [], SimpleNamespace(device=torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "device", device)
-    launch.Launcher(Kernel())[(3,)](tensor, 1, WARPS=2)
-    launch.Launcher(Kernel())[(4,)](torch.zeros(1))
-    assert calls == [("cuda:1", (3,), {"WARPS": 2}), ("cuda:0", (4,), {})]
+    launch.start(Kernel(), (3,), tensor, 1, WARPS=2)
+    launch.start(Kernel(), (4,), torch.zeros(1))
+    options = launch.FUSED | {"WARPS": 2}
+    assert calls == [("cuda:1", (3,), options), ("cuda:0", (4,), launch.FUSED)]
 
 
 def test_kernels_ask_for_fused_multiply_adds(monkeypatch):
@@ -48,7 +49,7 @@ def test_kernels_ask_for_fused_multiply_adds(monkeypatch):
     assert aot.compile_for(spec, 90).fused > 0
     options = {}
     monkeypatch.setattr(JITFunction, "run", lambda *_, **given: options.update(given))
-    launch.launcher(spec["fn"])[(1,)](torch.zeros(1))
+    launch.start(spec["fn"], (1,), torch.zeros(1))
     assert options["enable_fp_fusion"]
 
 
