@@ -81,9 +81,20 @@ class Trained(nn.Module):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Per-sample losses [b]: by default, the cross-entropy over the dataset's classes."""
+        return self.losses(self.logits(batch), self.targets(batch))
+
+    def losses(
+        self,
+        logits_BC: torch.Tensor,
+        targets_B: torch.Tensor,
+        teacher_BC: torch.Tensor | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Cross-entropy [b] of grouped logits over the dataset's classes, plus the divergence from
+        a teacher's. options: of `kernels.distill.distill_loss`."""
         from kernels.distill import distill_loss  # late: importing it takes seconds; plans skip it
 
-        return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
+        return distill_loss(logits_BC, teacher_BC, targets_B, mask=self.mask_C, **options)
 
     def before_step(self) -> None:
         """Called before each optimizer step. Gradients are averaged over ranks, not yet clipped."""

@@ -36,13 +36,10 @@ class Method(Trained):
         self.teacher = context.logits(context.base, context.target)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        from kernels.distill import distill_loss  # late, as in `base`
-
-        return distill_loss(
+        return self.losses(
             self.logits(batch),
-            self.grouped(self.teacher(batch)),
             self.targets(batch),
-            mask=self.mask_C,
+            self.grouped(self.teacher(batch)),
             temperature=self.recipe.temperature,
             weight=self.recipe.weight,
             scale_by_t2=self.recipe.variant == "canonical",

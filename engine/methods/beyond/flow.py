@@ -36,20 +36,16 @@ class Method(Trained):
     recipe: Recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
-        from kernels.distill import distill_loss  # late, as in `base`
-
         super().prepare(net, context)
         index = context.target.training(context.recipe)
         features_ND = context.features(context.base, context.target, training=True)
         head = models.head(net)
         losses_N = torch.zeros(len(self.targets_N), device=context.device)
-        for start in range(0, len(index), ROWS):
-            part = index[start : start + ROWS]
+        for part in torch.from_numpy(index).split(ROWS):
             rows = on_device(part, context.device)
             with torch.no_grad():
                 logits_RC = self.grouped(head(on_device(features_ND[part], context.device)))
-            targets_R = self.targets_N[rows]
-            losses_N[rows] = distill_loss(logits_RC, None, targets_R, mask=self.mask_C)
+            losses_N[rows] = self.losses(logits_RC, self.targets_N[rows])
         # NumPy's median, since torch's is the lower of the two middle losses.
         tau = max(np.median(losses_N.cpu()[index]), torch.finfo(torch.float32).tiny)
         self.weights_N = (-losses_N / tau).exp()

@@ -118,25 +118,29 @@ class Method(Trained):
         return Export(self.net.state_dict() | {weight: head, bias: bias_C})
 
 
-def similarities(
-    net: nn.Module,
-    text: Any,
-    log_scale_1: torch.Tensor,
-    x_BCHW: torch.Tensor,
-    tokens_BL: torch.Tensor,
-) -> torch.Tensor:
-    """Scaled similarities [b, b] (float32) of each image (row) to each caption (column).
+def embeddings(
+    net: nn.Module, text: Any, x_BCHW: torch.Tensor, tokens_BL: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit embeddings [b, E] (float32) of images and of captions. net: without its head."""
+    images_BE = net(x_BCHW).float()
+    return images_BE, text.encode_text(tokens_BL, normalize=True).float()
 
-    net: the vision tower without its head.
-    """
-    images_BE = log_scale_1.exp() * net(x_BCHW).float()
-    texts_BE = text.encode_text(tokens_BL, normalize=True)
-    return models.logits(images_BE, texts_BE.float(), None)
+
+def similarities(
+    net: nn.Module, text: Any, log_scale_1: torch.Tensor, *pairs: torch.Tensor
+) -> torch.Tensor:
+    """Scaled similarities [b, b] (float32) of each image (row) to each caption (column)."""
+    images_BE, texts_BE = embeddings(net, text, *pairs)
+    return models.logits(log_scale_1.exp() * images_BE, texts_BE, None)
 
 
 def contrastive(logits_BB: torch.Tensor) -> torch.Tensor:
     """CLIP's loss [b] of each pair."""
-    pairs_B = torch.arange(len(logits_BB), device=logits_BB.device)
-    to_text_B = F.cross_entropy(logits_BB, pairs_B, reduction="none")
-    to_image_B = F.cross_entropy(logits_BB.T, pairs_B, reduction="none")
-    return (to_text_B + to_image_B) / 2
+    return (matched(logits_BB) + matched(logits_BB.T)) / 2
+
+
+def matched(logits_BB: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [b] of each row, whose class is its own number."""
+    return F.cross_entropy(
+        logits_BB, torch.arange(len(logits_BB), device=logits_BB.device), reduction="none"
+    )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.methods.beyond.members import MembersRecipe
+from engine.methods.beyond.ties import MembersRecipe
 from engine.recipe.schema import NotNegative, searched
 
 

@@ -51,8 +51,6 @@ class Method(Trained):
         self.seen, self.seen_before = _recorded(net), _recorded(before)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        from kernels.distill import distill_loss  # late, as in `base`
-
         x, (before,) = self.normalize(batch.images), self.before
         self.seen.clear()
         logits_BC = type(self.net).forward(self.net, x)  # not the compiled `forward`
@@ -61,9 +59,7 @@ class Method(Trained):
             before(x)
         pairs = zip(self.seen, self.seen_before, strict=True)
         distances_BL = torch.stack([distance(now, then) for now, then in pairs], dim=1)
-        losses_B = distill_loss(
-            self.grouped(logits_BC), None, self.targets(batch), mask=self.mask_C
-        )
+        losses_B = self.losses(self.grouped(logits_BC), self.targets(batch))
         return losses_B + self.recipe.weight * distances_BL.mean(1)
 
 

@@ -91,8 +91,6 @@ class Method(Trained):
         return tokens
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        from kernels.distill import distill_loss  # late, as in `base`
-
         x = self.normalize(batch.images)
         images_BE = self.net(x).float()
         logits_BC = self.grouped(self.scale * self.head(images_BE))
@@ -101,7 +99,7 @@ class Method(Trained):
             texts_KE = self.text.encode_text(tokens, normalize=True).float()
             texts_KE = self.scale * texts_KE
         change_BK = models.logits(images_BE - self.before(batch), texts_KE, None)
-        losses_B = distill_loss(logits_BC, None, self.targets(batch), mask=self.mask_C)
+        losses_B = self.losses(logits_BC, self.targets(batch))
         return losses_B + self.recipe.weight * change_BK.square().mean(dim=1) / 2
 
     def export(self) -> Export:

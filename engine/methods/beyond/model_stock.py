@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.errors import RecipeError
-from engine.methods.beyond.members import MembersRecipe
+from engine.methods.beyond.ties import MembersRecipe
 from engine.recipe import schema
 from engine.recipe.schema import Number
 

@@ -39,19 +39,13 @@ class Method(Trained):
         self.teacher = Teacher([net], self.recipe.average, context)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        from kernels.distill import distill_loss  # late, as in `base`
-
         x = self.normalize(batch.images)
         with torch.no_grad():
             (teacher,) = self.teacher.copies
             target_BC = self.grouped(teacher(x))
-        return distill_loss(
-            self.grouped(self.net(x)),
-            target_BC,
-            self.targets(batch),
-            mask=self.mask_C,
-            temperature=1.0,
-            weight=self.recipe.weight,
+        logits_BC, weight = self.grouped(self.net(x)), self.recipe.weight
+        return self.losses(
+            logits_BC, self.targets(batch), target_BC, temperature=1.0, weight=weight
         )
 
     def after_step(self) -> None:

@@ -36,7 +36,7 @@ from engine import models
 from engine.machine import ranks
 from engine.machine.layers import numbers
 from engine.methods.base import Context, Trained
-from engine.methods.beyond.averages import move
+from engine.methods.beyond.teacher import move
 from engine.store.cells import Export
 from loaders.batches import Batch, on_device
 
@@ -86,9 +86,7 @@ class Method(Trained):
         """Losses [b] over the dataset's classes."""
         smoothing = self.recipe.label_smoothing
         if not smoothing:
-            from kernels.distill import distill_loss  # late, as in `base`
-
-            return distill_loss(logits_BC, None, targets_B, mask=self.mask_C)
+            return self.losses(logits_BC, targets_B)
         logits_BK = logits_BC[:, self.outputs_K]
         places_B = torch.searchsorted(self.outputs_K, targets_B)
         return F.cross_entropy(logits_BK, places_B, reduction="none", label_smoothing=smoothing)

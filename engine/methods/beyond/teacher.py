@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from engine.methods.base import Context
-from engine.methods.beyond.averages import move
 from engine.models.execution import compile_in_place
 
+LISTS: Any = torch  # its operations on lists of tensors have no type stubs
 MOVES = 50  # updates of an `ema` teacher in one training
 RISE = 0.2  # fraction of the training in which its momentum rises
 MOMENTUM = (0.05, 0.9)
@@ -72,3 +73,18 @@ def shares(average: str, steps: int) -> torch.Tensor:
     momentum_T = first + (last - first) * (step_T / (RISE * steps)).clamp(max=1)
     moves_T = step_T % max(1, steps // MOVES) == 0
     return torch.where(moves_T, 1 - momentum_T, 0.0).float()
+
+
+@torch.no_grad()
+def move(mean: nn.Module, student: nn.Module, share: torch.Tensor) -> None:
+    """Update parameters and floating-point buffers in place: mean += share (student - mean).
+
+    Integer buffers are copied. share: a zero-dimensional tensor on the same device.
+    """
+    now, means = student.state_dict(), mean.state_dict()
+    floating = [name for name, tensor in means.items() if tensor.is_floating_point()]
+    changes = LISTS._foreach_sub([now[n] for n in floating], [means[n] for n in floating])
+    LISTS._foreach_mul_(changes, share)
+    LISTS._foreach_add_([means[n] for n in floating], changes)
+    for name in means.keys() - set(floating):  # batch norm's `num_batches_tracked`
+        means[name].copy_(now[name])

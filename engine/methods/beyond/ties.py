@@ -12,10 +12,28 @@ has three steps:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from engine.methods.beyond.members import MembersRecipe
-from engine.recipe.schema import NotNegative, Part, searched
+from engine.errors import RecipeError
+from engine.recipe import schema
+from engine.recipe.schema import MethodRecipe, NotNegative, Part, searched
+
+
+@dataclass(frozen=True)
+class MembersRecipe(MethodRecipe):
+    """The options of methods that merge cells of other methods."""
+
+    trains = False
+    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.members
+
+    def check(self, cell: schema.Recipe) -> None:
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise RecipeError(f"method.members={self.members}: name one or more methods, each once")
 
 
 @dataclass(frozen=True)
@@ -24,8 +42,6 @@ class Recipe(MembersRecipe):
     elect: bool = True  # False: add the trimmed vectors
     scale: NotNegative = searched(1.0, 3)
 
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn

@@ -61,11 +61,11 @@ class Method(carot.Method):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         recipe, pairs = self.recipe, self.pairs(batch)
-        images_BE, texts_BE = embeddings(self.net, self.text, *pairs)
+        images_BE, texts_BE = flyp.embeddings(self.net, self.text, *pairs)
         copies: Any = self.teacher.copies  # a ModuleList loses the types of its members
         net, text, (log_scale_1,) = copies
         with torch.no_grad():
-            images_t_BE, texts_t_BE = embeddings(net, text, *pairs)
+            images_t_BE, texts_t_BE = flyp.embeddings(net, text, *pairs)
             teacher_BB = models.logits(log_scale_1.exp() * images_t_BE, texts_t_BE, None)
         scale = self.log_scale_1.exp()
         student_BB = models.logits(scale * images_BE, texts_BE, None)
@@ -76,7 +76,7 @@ class Method(carot.Method):
         distilled_B = (
             divergences(teacher_BB, student_BB, student_BB.T)
             + divergences(teacher_BB, to_texts_BB, to_images_BB)
-            + (matched(to_texts_BB) + matched(to_images_BB)) / 2
+            + (flyp.matched(to_texts_BB) + flyp.matched(to_images_BB)) / 2
             + recipe.features * distances_B
         )
         share = recipe.weight * (self.teacher.step_1 > 0)
@@ -84,14 +84,6 @@ class Method(carot.Method):
         losses_B = losses_B + recipe.orthogonality * carot.skew(self.projection_DE)
         product_DF = models.logits(self.projection_DE, self.text.text_projection, None)
         return losses_B + recipe.product * product_DF.norm()
-
-
-def embeddings(
-    net: nn.Module, text: Any, x_BCHW: torch.Tensor, tokens_BL: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings [b, E] (float32) of images and of captions. net: without its head."""
-    images_BE = net(x_BCHW).float()
-    return images_BE, text.encode_text(tokens_BL, normalize=True).float()
 
 
 def divergences(
@@ -103,10 +95,3 @@ def divergences(
         for target, row in ((teacher_BB, to_texts_BB), (teacher_BB.T, to_images_BB))
     )
     return (of_texts_BB + of_images_BB).sum(1) / 2
-
-
-def matched(logits_BB: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy [b] of each row, whose class is its own number."""
-    return F.cross_entropy(
-        logits_BB, torch.arange(len(logits_BB), device=logits_BB.device), reduction="none"
-    )
