@@ -56,20 +56,14 @@ def batches(run: Run, shares: Sequence[Share], epoch: int) -> Iterator[Batch]:
     if not run.recipe.train.augment:
         yield from read
         return
-    augment = augmentation(run)
-    for batch in read:
-        gather = functools.partial(_augmented, augment, batch, epoch)
-        yield Batch(batch.index, batch.device, gather)
-
-
-def augmentation(run: Run) -> Augment:
-    """The augmentation of a recipe's training images."""
     train, transform = run.recipe.train, preprocessing.transform(run.recipe.model)
     is_bicubic = transform.interpolation == "bicubic"
-    return Augment(
+    augment = Augment(
         transform.image_size, train.augment, train.crop_scale, is_bicubic, run.recipe.seed
     )
 
+    def augmented(batch: Batch) -> torch.Tensor:
+        return augment(batch.images, batch.index, epoch)
 
-def _augmented(augment: Augment, batch: Batch, epoch: int) -> torch.Tensor:
-    return augment(batch.images, batch.index, epoch)
+    for batch in read:
+        yield Batch(batch.index, batch.device, functools.partial(augmented, batch))

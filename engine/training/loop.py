@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.errors import DivergedError
 from engine.machine import precision, ranks
@@ -25,12 +28,13 @@ from engine.methods.base import Context, Trained
 from engine.models.execution import compile_in_place
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import norms, optim, schedule
+from engine.training import optim
 from engine.training.batches import batches, epoch_shares
 from engine.training.saving import Saving, TrainingProgress, TrainingState
 from engine.training.trackers import Trackers
 
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
+FREEZE = "set train.freeze_batchnorm=true"
 
 
 def fit(method: Trained, context: Context, saving: Saving) -> tuple[Export, str]:
@@ -79,7 +83,8 @@ def prepare(method: Trained, context: Context) -> None:
 def initialized(method: Trained, run: Run) -> Iterator[Any]:
     """A DeepSpeed engine around a prepared method, freed at the end.
 
-    Raises ValueError for a batch that does not divide over the ranks, and as `norms.synchronise`.
+    Raises ValueError for a batch that does not divide over the ranks, and as
+    `synchronise_norms`.
     """
     import deepspeed  # imported here: it reads DS_ACCELERATOR, which `ranks.start` sets
 
@@ -90,7 +95,7 @@ def initialized(method: Trained, run: Run) -> Iterator[Any]:
             f"train.batch_size={recipe.train.batch_size} is not divisible by {ranks.world()} "
             f"ranks x train.accumulation={recipe.train.accumulation}"
         )
-    norms.synchronise(method, run)
+    synchronise_norms(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     compile_in_place(method.net, recipe.train.compile, run.device)
 
@@ -134,7 +139,7 @@ def epochs(
     positions = run.target.training(recipe)
     of_epoch, total = train.steps_an_epoch(len(positions)), train.steps(len(positions))
     warmup = train.warmup(total)
-    learning = norms.learning(method)
+    learning = learning_norms(method)
     losses = torch.zeros((), device=run.device)  # since they were read last
     saving = saving or Saving()
     progress = saving.begin(TrainingState(engine, method, {"loss": losses}))
@@ -157,8 +162,8 @@ def epochs(
                 if not engine.is_gradient_accumulation_boundary():
                     engine.step()  # counts the micro-batch
                     continue
-                lr = schedule.learning_rate(step, total, warmup, recipe.optimizer.lr)
-                schedule.set_rate(engine.optimizer, lr)
+                lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
+                optim.set_rate(engine.optimizer, lr)
                 method.before_step()
                 if train.clip:
                     optim.clip_(method.parameters(), train.clip)
@@ -187,6 +192,33 @@ def epochs(
                         raise _diverged(run, "a weight", step, lr)
                 saving.take(TrainingProgress(step, history, count, ranks.world()), method)
     return history
+
+
+def learning_norms(method: Trained) -> list[nn.Module]:
+    """The batch norms of a method's network whose statistics change in training."""
+    norms = [m for m in method.train().net.modules() if isinstance(m, _BatchNorm)]
+    return [norm for norm in norms if norm.training]
+
+
+def synchronise_norms(method: Trained, run: Run) -> None:
+    """On several ranks, let batch norms use the whole micro-batch (torch's SyncBatchNorm).
+
+    Raises ValueError on CPUs, and if a rank would have no sample of a micro-batch.
+    """
+    if ranks.world() == 1 or not learning_norms(method):
+        return
+    if run.device.type != "cuda":
+        raise ValueError(
+            f"training batch norms on several ranks requires GPUs: {FREEZE}, or use one rank"
+        )
+    train = run.recipe.train
+    last = len(run.target.training(run.recipe)) % train.batch_size or train.batch_size
+    if (fewest := max(1, last // train.accumulation)) < ranks.world():
+        raise ValueError(
+            f"the last micro-batch of an epoch has {fewest} images, but training batch norms needs "
+            f"one per rank ({ranks.world()}): {FREEZE}, or change train.batch_size"
+        )
+    method.net = convert_sync_batchnorm(method.net)
 
 
 def mean_loss(losses: torch.Tensor, count: int) -> float:

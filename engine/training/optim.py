@@ -1,4 +1,4 @@
-"""Optimizers, and a quadratic penalty (EWC's) as part of their step.
+"""Optimizers, their learning rate, and a quadratic penalty (EWC's) as part of their step.
 
 The penalty's gradient needs only the parameters, the anchor and the Fisher, so the optimizer
 applies it in its pass over the parameters (`kernels.ewc`), and the loss excludes it. It is added
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -23,10 +24,10 @@ from torch.optim import Optimizer
 from engine.machine import ranks
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training.schedule import SHARE
 from kernels.ewc import MOMENTS, EwcParameters
 
 log = logging.getLogger(__name__)
+SHARE = "lr_scale"  # of the learning rate, by a group of an optimizer
 KINDS = {"adamw": (torch.optim.AdamW, "FusedAdam"), "sgd": (torch.optim.SGD, "FusedSGD")}
 
 
@@ -77,6 +78,23 @@ def build(
         parted._optim_constructor = kind  # pyright: ignore[reportAttributeAccessIssue]
         return parted
     return make(groups, **settings)
+
+
+def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
+    """The rate of optimizer step `step` (from 0) of `total`: linear warm-up, then half a cosine.
+
+    Warm-up step s has base (s + 1) / warmup; the cosine starts at base and would reach 0 at step
+    `total`.
+    """
+    if step < warmup:
+        return base * (step + 1) / warmup
+    return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def set_rate(optimizer: Any, lr: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[SHARE]
 
 
 def own(optimizer: Optimizer) -> Optimizer:

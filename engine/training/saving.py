@@ -269,7 +269,11 @@ class Saving:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                self._end()
+                for future in self._submitted:
+                    future.result()
+                if self._is_preempted():  # a signal after the last step stops as in `take`
+                    assert self._files is not None and self._progress is not None
+                    self._stop(self._files, self._progress)
             elif isinstance(error, DivergedError) and self._is_preempted():
                 raise PreemptedError("a signal ended training, which had diverged") from error
         finally:
@@ -281,14 +285,6 @@ class Saving:
                 steps[0],
                 self._files.folder,
             )
-
-    def _end(self) -> None:
-        """Wait for all files. A signal after the last step stops as in `take`."""
-        for future in self._submitted:
-            future.result()
-        if self._is_preempted():
-            assert self._files is not None and self._progress is not None, "signals are noticed"
-            self._stop(self._files, self._progress)
 
     def _is_preempted(self) -> bool:
         """Whether a signal came to any rank. None is noticed before `begin` or without files."""

@@ -18,7 +18,7 @@ from engine.cells.build import Builder
 from engine.cost.throughput import Bench
 from engine.machine import ranks
 from engine.recipe.overrides import parsed
-from engine.training import batches, schedule
+from engine.training import batches, optim
 
 LR, STEPS, BATCH = 1e-2, 5, 4
 TOY = ("model.arch=test_vit", "model.image_size=32")
@@ -89,7 +89,7 @@ def of_method(
         shares = [*batches.epoch_shares(target.split("train"), builder, epoch=0, rank=0, world=1)]
         net.train()
         for step, share in enumerate(shares):
-            optimizer.param_groups[0]["lr"] = schedule.learning_rate(step, len(shares), 0, LR)
+            optimizer.param_groups[0]["lr"] = optim.learning_rate(step, len(shares), 0, LR)
             optimizer.zero_grad()
             with autocast(device):
                 logits = net(x[share.index])

@@ -21,14 +21,14 @@ class Stopped(Exception):
 
 def at_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
     """Do `act` before optimizer step `number`, counted from 0."""
-    rate = loop.schedule.learning_rate
+    rate = loop.optim.learning_rate
 
     def acting(step: int, *words: Any) -> float:
         if step == number:
             act()
         return rate(step, *words)
 
-    patch.setattr(loop.schedule, "learning_rate", acting)
+    patch.setattr(loop.optim, "learning_rate", acting)
 
 
 def stop() -> None:

@@ -1,5 +1,6 @@
-"""Training: the same weights on one rank, on two and in a plain loop; the schedule; divergence."""
+"""Training: the same weights on one rank, on two and in a plain loop; the schedule; batch norms."""
 
+import copy
 import json
 import math
 import shutil
@@ -14,10 +15,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from torch import nn
 
 from engine.cells.build import Builder
 from engine.evaluation import passes
+from engine.machine import ranks
 from engine.recipe.schema import TrainRecipe
+from engine.run import Run
 from engine.training import batches, fisher, loop
 from helpers import rank_worker
 from helpers.grids import CONV, SETS, Grid, distance, images, labels, prepared, reference, weights
@@ -266,3 +271,42 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
 def test_a_batch_that_does_not_divide_is_refused(grid):
     with pytest.raises(ValueError, match=r"batch_size=12 is not .* train.accumulation=5"):
         grid.build("train.accumulation=5")
+
+
+GPU = torch.device("cuda")  # nothing computes on it
+LEARN = (f"model.arch={CONV}", "train.freeze_batchnorm=false")
+
+
+def on(device: torch.device, run: Run) -> Run:
+    moved = copy.copy(run)
+    moved.device = device
+    return moved
+
+
+def test_several_gpus_train_torchs_synchronised_batch_norms(grid: Grid, monkeypatch):
+    made = prepared(grid, *LEARN, "train.batch_size=5")
+    before = dict(made.method.named_parameters())
+    kinds = [type(norm) for norm in loop.learning_norms(made.method)]
+    assert BatchNormAct2d in kinds
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    loop.synchronise_norms(made.method, on(GPU, made.builder))
+    after = loop.learning_norms(made.method)
+    assert len(after) == len(kinds) and all(isinstance(norm, nn.SyncBatchNorm) for norm in after)
+    assert sum(isinstance(norm, SyncBatchNormAct) for norm in after) == kinds.count(BatchNormAct2d)
+    parameters = dict(made.method.named_parameters())
+    assert parameters.keys() == before.keys()
+    assert all(parameters[name] is before[name] for name in before)
+
+
+def test_what_ranks_cannot_share_is_refused_by_the_key_to_set(grid: Grid, monkeypatch):
+    made = prepared(grid, *LEARN)
+    few = prepared(grid, *LEARN, "train.batch_size=24")  # and then one image
+    frozen = prepared(grid, f"model.arch={CONV}")
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    loop.synchronise_norms(frozen.method, frozen.builder)
+    with pytest.raises(ValueError, match=r"requires GPUs: set train\.freeze_batchnorm=true"):
+        loop.synchronise_norms(made.method, made.builder)
+    with pytest.raises(
+        ValueError, match=r"has 1 images, but training batch norms needs.*change train\.batch_size"
+    ):
+        loop.synchronise_norms(few.method, on(GPU, few.builder))

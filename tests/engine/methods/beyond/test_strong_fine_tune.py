@@ -52,7 +52,7 @@ def test_every_parameter_has_the_rate_of_its_layer(grid, arch):
     case = prepared(grid, ON, f"model.arch={arch}", "method.layer_decay=0.7", "method.ema=0")
     names = {p: name for name, p in case.method.net.named_parameters()}
     with loop.initialized(case.method, case.builder) as engine:
-        loop.schedule.set_rate(engine.optimizer, 0.5)
+        loop.optim.set_rate(engine.optimizer, 0.5)
         rates = {names[p]: g["lr"] for g in engine.optimizer.param_groups for p in g["params"]}
     theirs = {p: name for name, p in case.net.named_parameters()}
     expected = {
