@@ -26,7 +26,6 @@ from engine.model_files.architectures import (
     open_clip_package,
     side_of,
 )
-from engine.model_files.descriptions import Description
 
 IMAGENET_CLASSES = 1000
 TIMM, TORCHVISION, LOCAL = "timm:", "torchvision:", "local-dir:"
@@ -114,7 +113,9 @@ def _torchvision(name: str) -> dict[str, Any]:
     of, _, version = name.partition("/")
     if version and version not in VERSIONS:
         raise RecipeError(f"torchvision:{name}: the weights must be {' or '.join(VERSIONS)}")
-    bases = [of, *_regnet(of)]
+    kind, _, flops = of.removeprefix("regnet_").partition("_")  # of `regnet_y_1_6gf`
+    regnet = f"regnet{kind}_{REGNETS.get(flops)}"
+    bases = [of, f"{regnet}_tv", regnet] if of.startswith("regnet_") else [of]
     tags = [VERSIONS[version]] if version else list(VERSIONS.values())
     known = timm.list_pretrained()
     found = next((f"{b}.{t}" for t in tags for b in bases if f"{b}.{t}" in known), None)
@@ -128,13 +129,6 @@ def _torchvision(name: str) -> dict[str, Any]:
     values = {"name": found, "arch": found, "head": {}}
     values["image_size"] = side_of(found, config.test_input_size or config.input_size)
     return values | ({"crop": config.test_crop_pct} if config.test_crop_pct else {})
-
-
-def _regnet(name: str) -> list[str]:
-    """timm's names for a RegNet of torchvision's, `regnet_y_1_6gf`."""
-    kind, _, flops = name.removeprefix("regnet_").partition("_")
-    base = f"regnet{kind}_{REGNETS.get(flops)}"
-    return [f"{base}_tv", base] if name.startswith("regnet_") else []
 
 
 def _open_clip(name: str) -> dict[str, Any]:
@@ -192,12 +186,8 @@ def _local(place: str) -> dict[str, Any]:
     has_head = not clip or descriptions.head_beside(file) is not None
     weights = {"source": "file" if has_head else "open_clip", "path": str(file), "clip": clip}
     model = {"name": folder.resolve().name, **descriptions.recipe_keys(described.model)}
-    is_fitted = has_head and not _has_imagenets_head(described)
-    return model | {"weights": weights, "head": {"fit": True} if is_fitted else {}}
-
-
-def _has_imagenets_head(described: Description) -> bool:
-    """Whether a head's outputs are ImageNet-1K's wnids in order."""
     names = list(described.classes or ())
-    is_ordered = names == sorted(names) and all(map(re.compile(r"n\d{8}").fullmatch, names))
-    return described.outputs == IMAGENET_CLASSES and is_ordered
+    are_wnids = names == sorted(names) and all(re.fullmatch(r"n\d{8}", name) for name in names)
+    is_imagenets = described.outputs == IMAGENET_CLASSES and are_wnids
+    is_fitted = has_head and not is_imagenets
+    return model | {"weights": weights, "head": {"fit": True} if is_fitted else {}}

@@ -1,6 +1,8 @@
-"""Models by timm's, hubs', torchvision's and open_clip's names, and folders of timm's form."""
+"""Models by timm's, hubs', torchvision's and open_clip's names, and folders of timm's form; what is
+stored of the architectures in `recipes/models` is what timm says."""
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -9,11 +11,17 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import models
+from bench.architectures import model_recipes
+from engine import cli, models
+from engine.cost import flops
+from engine.cost.flops import count_network
+from engine.cost.work import form_of
+from engine.model_files.architectures import installed_config, stored_architectures
 from engine.model_files.model_names import architecture
 from engine.models import checkpoints
 from engine.models.zero_shot import ClassTexts
 from engine.recipe import preprocessing
+from engine.recipe.catalogue import ROOT
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
@@ -23,6 +31,21 @@ from helpers import tiny_clip
 from helpers.grids import CLASSES
 
 PLAIN = "mobilenetv3_small_100.lamb_in1k"
+PAGE = (ROOT.parent / "docs" / "your-checkpoints.md").read_text("utf-8")
+NAMED = PAGE.split("## Names of models\n")[1]
+NAMES = {
+    "NAME": "test_vit.r160_in1k",  # of no recipe, so that planning counts its operations
+    "timm/NAME": "timm/resnet18.tv_in1k",
+    "timm:NAME": "timm:resnet18.tv_in1k",
+    "hf-hub:timm/NAME": "hf-hub:timm/resnet18.tv_in1k",
+    "hf_hub:timm/NAME": "hf_hub:timm/resnet18.tv_in1k",
+    "torchvision:NAME": "torchvision:resnet18",
+    "torchvision:NAME/IMAGENET1K_V1": "torchvision:resnet18/IMAGENET1K_V1",
+    "open_clip:NAME/TAG": "open_clip:ViT-B-32/openai",
+    "open_clip:ViT-B-16/openai": "open_clip:ViT-B-16/openai",
+    "local-dir:FOLDER": "local-dir:{}",
+    "resnet50": "resnet50",
+}
 
 
 def model(name: str, campaign: str = "imagenet_rib") -> ModelRecipe:
@@ -124,3 +147,43 @@ def test_of_a_hub_only_safetensors_are_asked_for(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"could not load weights .*out of reach"):
         checkpoints.fetch(model("timm/resnet18.a1_in1k"), tmp_path)
     assert asked == [("timm/resnet18.a1_in1k", "model.safetensors")]
+
+
+def test_the_table_of_names_is_whole():
+    column = [row.split("|")[1] for row in NAMED.splitlines() if row.startswith("| ")]
+    forms = {name for cell in column for name in re.findall(r"`([^`]+)`", cell)}
+    assert forms - {".yaml"} == NAMES.keys()
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_every_name_is_planned(form, tmp_path, capsys):
+    if "open_clip" in form:
+        pytest.importorskip("open_clip", reason="the extra [clip]")
+    if "local-dir" in form:
+        timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path / "mine")
+    name = NAMES[form].format(tmp_path / "mine")
+    words = ["plan", "imagenet_rib", f"model={name}", "methods=[fine_tune]", f"runs={tmp_path}"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+
+
+def test_what_open_clip_cannot_build_is_named(tmp_path, capsys):
+    """Its text tower is of a package that is not installed."""
+    pytest.importorskip("open_clip", reason="the extra [clip]")
+    name = "open_clip:roberta-ViT-B-32/laion2b_s12b_b32k"
+    words = ["plan", "imagenet_rib", f"model={name}", "methods=[fine_tune]", f"runs={tmp_path}"]
+    assert cli.main(words) == 2
+    assert "roberta-ViT-B-32" in (error := capsys.readouterr().err) and "transformers" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", model_recipes(), ids=lambda model: model.name)
+def test_stored_values_are_those_of_the_installed_timm(model: ModelRecipe, monkeypatch):
+    monkeypatch.setattr(flops, "forward_tflops", lambda *_: 1.0)
+    remedy = "run `python -m bench.architectures`"
+    stored = stored_architectures().get(model.arch)
+    assert stored, remedy
+    assert stored["config"] == json.loads(json.dumps(installed_config(model.arch))), remedy
+    *counts, share = stored["networks"][form_of(model)].values()
+    *counted, _ = count_network(model)
+    assert counts == counted, remedy
+    assert 0 < share < 1
