@@ -45,15 +45,20 @@ def test_the_loss_of_the_page_trains(grid, tmp_path):
     assert all(torch.isfinite(t).all() for state in trained(case) for t in state.values())
 
 
-def test_a_loss_that_cannot_train_is_refused_with_the_reason(grid, tmp_path):
-    for ending, message in (
-        (".mean()", "a loss a sample: return it without"),
-        (".detach()", r"loss\(batch\) has no gradient: .* without \.detach"),
-    ):
-        folder = tmp_path / ending
-        folder.mkdir()
-        with pytest.raises(ValueError, match=message):
-            trained(prepared(grid, *_with_loss(LOSS.rstrip() + ending, folder)))
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        (
+            ".mean()",
+            r"method l1sp: .* \[\], not \[\d+\], a loss a sample: return it without \.mean",
+        ),
+        (".detach()", r"method l1sp: loss\(batch\) has no gradient: .* without \.detach"),
+        (", None", r"l1sp\.py: loss\(batch\) returned tuple, not a tensor"),
+    ],
+)
+def test_a_loss_that_cannot_train_is_refused_with_the_reason(grid, tmp_path, ending, message):
+    with pytest.raises(ValueError, match=message):
+        trained(prepared(grid, *_with_loss(LOSS.rstrip() + ending, tmp_path)))
 
 
 def _with_loss(loss: str, folder: Path) -> tuple[str]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.store.cells import Cell
 from helpers.grids import CONV, VIT, Grid, distance, images, labels, prepared, same, weights
 from helpers.plain_losses import loop_fisher
 
@@ -39,7 +40,7 @@ def bare_loop(
     grid: Grid,
     optimizer: str,
     arch: str,
-    loss_of: Pull,
+    loss_of: Pull = lambda *_: torch.zeros(()),
     after: Callable[[dict[str, nn.Parameter], State, State], None] = lambda *_: None,
     before: Callable[[dict[str, nn.Parameter], State], None] = lambda *_: None,
     steps: int = STEPS,
@@ -70,8 +71,17 @@ def bare_loop(
     return start, end, loss_of(net, start).item()
 
 
-def moves(cell_weights: State, start: State) -> State:
-    return {name: cell_weights[name].double() - tensor for name, tensor in start.items()}
+def check_moves(
+    grid: Grid, cell: Cell, start: State, end: State, plain: list[str], close: float, apart: float
+) -> None:
+    """The cell moved as the loop did, and by less than `apart` of it fine-tuning does not."""
+
+    def moves(state: State) -> State:
+        return {name: state[name].double() - tensor for name, tensor in start.items()}
+
+    assert distance(moves(weights(cell)), moves(end)) < close
+    _, tuned = grid.build(*plain)
+    assert distance(moves(weights(tuned)), moves(end)) > apart, "too weak for this test to see"
 
 
 def of_l2sp(head: str, alpha: float = 12.0, beta: float = 3.0) -> tuple[list[str], Pull]:
@@ -117,10 +127,7 @@ def test_a_pulled_training_steps_down_its_loss_with_the_penalty_in_it(grid, pull
     start, end, penalty = bare_loop(grid, optimizer, VIT, pull)
     last = json.loads(cell.artifact.file("history.json").read_text())[-1]
     assert last["penalty"] == pytest.approx(penalty, rel=1e-3)
-    moved = {name: end[name] - start[name] for name in start}
-    assert distance(moves(weights(cell), start), moved) < 1e-4
-    plain = weights(grid.build(*words("fine_tune", optimizer))[1])
-    assert distance(moves(plain, start), moved) > 1e-2, "the pull is too weak for this test to see"
+    check_moves(grid, cell, start, end, words("fine_tune", optimizer), 1e-4, 1e-2)
 
 
 @pytest.mark.parametrize(("optimizer", "arch"), [("adamw", VIT), ("adamw", CONV), ("sgd", VIT)])
@@ -135,12 +142,9 @@ def test_spd_draws_back_tensor_by_tensor(grid, optimizer, arch):
                 parameter.data -= 0.8 * (1 - old.norm() / new.norm()) * new
 
     _, cell = grid.build(*words("spd", optimizer, arch), "method.lam=0.8")
-    start, end, _ = bare_loop(grid, optimizer, arch, lambda *_: torch.zeros(()), project)
-    moved = {name: end[name] - start[name] for name in start}
+    start, end, _ = bare_loop(grid, optimizer, arch, after=project)
     assert len(drawn) > 2, "nothing was drawn back: this test sees no projection"
-    assert distance(moves(weights(cell), start), moved) < 1e-3
-    plain = weights(grid.build(*words("fine_tune", optimizer, arch))[1])
-    assert distance(moves(plain, start), moved) > 3e-3
+    check_moves(grid, cell, start, end, words("fine_tune", optimizer, arch), 1e-3, 3e-3)
 
 
 @pytest.mark.parametrize(
@@ -180,12 +184,9 @@ def test_ftp_keeps_each_row_within_a_learned_radius(grid, optimizer, arch, annea
             parameter.data = inside.reshape(parameter.shape)
 
     _, cell = grid.build(*words("ftp", optimizer, arch), f"method.annealing={annealing}")
-    start, end, _ = bare_loop(grid, optimizer, arch, lambda *_: torch.zeros(()), project)
-    moved = {name: end[name] - start[name] for name in start}
+    start, end, _ = bare_loop(grid, optimizer, arch, after=project)
     assert shrunk or annealing == 1, "no radius shrank: this test sees no annealing"
-    assert distance(moves(weights(cell), start), moved) < 1e-3
-    plain = weights(grid.build(*words("fine_tune", optimizer, arch))[1])
-    assert distance(moves(plain, start), moved) > 0.1
+    check_moves(grid, cell, start, end, words("fine_tune", optimizer, arch), 1e-3, 0.1)
 
 
 @pytest.mark.parametrize(("optimizer", "arch"), [("adamw", VIT), ("adamw", CONV), ("sgd", VIT)])
@@ -222,14 +223,9 @@ def test_digrap_removes_a_learned_share_of_what_leads_away(grid, optimizer, arch
 
     rate = f"train.epochs={steps}"
     _, cell = grid.build(*words("digrap", optimizer, arch), rate)
-    start, end, _ = bare_loop(
-        grid, optimizer, arch, lambda *_: torch.zeros(()), before=remove, steps=steps
-    )
-    moved = {name: end[name] - start[name] for name in start}
+    start, end, _ = bare_loop(grid, optimizer, arch, before=remove, steps=steps)
     assert len(acted) > 2, "nothing was removed: this test sees no projection"
-    assert distance(moves(weights(cell), start), moved) < 1e-3
-    plain = weights(grid.build(*words("fine_tune", optimizer, arch), rate)[1])
-    assert distance(moves(plain, start), moved) > 3e-3
+    check_moves(grid, cell, start, end, [*words("fine_tune", optimizer, arch), rate], 1e-3, 3e-3)
 
 
 @pytest.mark.parametrize("strength", ["l2sp.alpha", "spd.lam", "ewc.lam", "digrap.rate"])
