@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,21 +19,23 @@ import numpy as np
 import torch
 
 from engine.data import grouping, imagenet, splits
-from engine.data.class_texts import class_texts
 from engine.data.kinds import kind_of
 from engine.data.packs import pack_of, to_train_on
-from engine.did_you_mean import closest, nearest
+from engine.did_you_mean import nearest
 from engine.machine import ranks
 from engine.measures.rows import UNION, trained_sets
-from engine.models.zero_shot import ClassTexts
+from engine.models.zero_shot import ClassTexts, imagenets_texts
 from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
+from engine.recipe.words import read_words
 from loaders.batches import Source, open_source
 from loaders.benchmarks import imagenet_c
 from loaders.files.durable import short_digest
 from loaders.pack import JoinedPack, Pack
 
+log = logging.getLogger(__name__)
 MASKS = ("none", "present", "benchmark")
+TEMPLATES = ("a photo of a {}.",)  # for other classes than ImageNet's
 
 
 @dataclass(frozen=True)
@@ -207,9 +210,9 @@ class Sets:
                 make = functools.partial(pack_of, self.recipe, name, self.cache)
                 pack = ranks.first(lambda: make(head=head, run_users=self.run_users))
             head = head or pack.classes
-            outputs = outputs_of(pack, head, dataset.outputs)
+            outputs = grouping.outputs_of(pack, head, dataset.outputs)
             rule = self._mask_rule(name, dataset, pack, head)
-            labels, mask = to_head(pack, outputs, head, rule)
+            labels, mask = grouping.to_head(pack, outputs, head, rule)
             split_by, train, holdout = splits.of_pack(pack, dataset)
             self._open[name] = LabelledSet(
                 name,
@@ -320,23 +323,26 @@ class Sets:
         self._sources.pop(f"{name} to crop", None)
 
 
-def outputs_of(pack: Pack, head: Sequence[str], file: str = "") -> dict[str, list[str]]:
-    """The names of the head's outputs that each class of a pack joins.
+def class_texts(recipe: Recipe, classes: Sequence[str]) -> ClassTexts:
+    """What CLIP's text tower reads of a head's classes, in order; logs which it reads by names.
 
-    file: that names them (`grouping.read_outputs`); empty: the classes are outputs themselves.
-    Raises ValueError, naming the file, for a class that it lacks.
+    Without words in `dataset.words`, a class of ImageNet-1K has OpenAI's, and any other class its
+    own name, with `_` read as a space. Raises RecipeError as `read_words`.
     """
-    if file:
-        outputs = grouping.read_outputs(Path(file), head)
-        if missing := [name for name in pack.classes if name not in outputs]:
-            raise ValueError(
-                f"{file} has no outputs of {len(missing)} classes, such as {missing[0]!r}: add "
-                f"lines `{missing[0]},OUTPUT`"
-            )
-        return {name: outputs[name] for name in pack.classes}
-    position = {name: i for i, name in enumerate(head)}
-    named = zip(pack.classes, names_in_head(pack.classes, head), strict=True)
-    return {label: grouping.names(name, position) for label, name in named}
+    dataset, of_imagenet = recipe.dataset, imagenets_texts(recipe.model.weights)
+    known = dict(zip(imagenet.wnids(), of_imagenet.words, strict=True))
+    templates = of_imagenet.templates if known.keys() >= set(classes) else TEMPLATES
+    if dataset.words:
+        known |= read_words(Path(dataset.words), classes)
+    if unnamed := [name for name in classes if name not in known]:
+        log.info(
+            "CLIP reads %d of %d classes by their names, such as %s: dataset.words=FILE sets words",
+            len(unnamed),
+            len(classes),
+            unnamed[0],
+        )
+    words = tuple(known.get(name, name.replace("_", " ")) for name in classes)
+    return ClassTexts(words, tuple(dataset.templates) or templates)
 
 
 def union_of(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
@@ -388,55 +394,6 @@ def _joined(parts: Sequence[LabelledSet], positions: Sequence[np.ndarray]) -> np
     """Positions in a union, from positions in each of its parts."""
     starts = np.cumsum([0, *(len(part.pack) for part in parts)])
     return np.concatenate([of + start for of, start in zip(positions, starts, strict=False)])
-
-
-def to_head(
-    pack: Pack, outputs: Mapping[str, Sequence[str]], head: Sequence[str], mask_rule: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Labels as outputs of the head, and the mask of possible predictions (None: all).
-
-    outputs: the names of each class's outputs, in the order of labels. mask_rule: `present` allows
-    the dataset's classes, `none` all classes of the head. Of a class with several outputs, the mask
-    allows the first. Raises ValueError, naming the classes that the head lacks.
-    """
-    position = {name: i for i, name in enumerate(head)}
-    unknown = [name for names in outputs.values() for name in names if name not in position]
-    if unknown:
-        more = ", ..." if len(unknown) > 3 else ""
-        close = ", ".join(f"{name!r}{_nearest_class(name, head)}" for name in unknown[:3])
-        count = f"{len(unknown)} class{'es' * (len(unknown) > 1)}"
-        raise ValueError(
-            f"{pack.name} has {count} that the model's head lacks: {close}{more}; "
-            f"its folders must have the names of the head's {len(head)} classes"
-        )
-    first = torch.tensor([position[names[0]] for names in outputs.values()], dtype=torch.int64)
-    labels = first[torch.from_numpy(np.array(pack.labels))]
-    mask = torch.full((len(head),), mask_rule == "none")
-    mask[[position[name] for names in outputs.values() for name in names]] = False
-    mask[first] = True
-    return labels, None if mask.all() else mask
-
-
-def names_in_head(classes: Sequence[str], head: Sequence[str]) -> Sequence[str]:
-    """A dataset's classes under the head's names.
-
-    Folders of an ImageNet-1K dataset may be named after the outputs' numbers, from 0.
-    """
-    if tuple(head) != imagenet.wnids() or not all(name.isdecimal() for name in classes):
-        return classes
-    numbers = [int(name) for name in classes]
-    fit = max(numbers) < len(head) and len(set(numbers)) == len(numbers)
-    return [head[number] for number in numbers] if fit else classes
-
-
-def _nearest_class(name: str, head: Sequence[str]) -> str:
-    """A question about the nearest class of the head; empty if none is close."""
-    known = {label: label for label in head}
-    if tuple(head) == imagenet.wnids():
-        for wnid, words in imagenet.synonyms().items():
-            known |= {word: f"{wnid} ({word})" for word in words.split(", ")}
-    close = closest(name.replace("_", " "), known)
-    return f" (is it {known[close]}?)" if close else ""
 
 
 def _parts(pack: Pack, names: Sequence[str]) -> np.ndarray | None:

@@ -15,10 +15,10 @@ import torch
 
 from engine import models
 from engine.data import imagenet
-from engine.data.class_texts import class_texts
+from engine.data.grouping import outputs_of, to_head
 from engine.data.kinds import folder
 from engine.data.packs import pack_of
-from engine.data.sets import outputs_of, to_head
+from engine.data.sets import class_texts
 from engine.errors import RecipeError
 from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet

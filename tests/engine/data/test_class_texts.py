@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from engine import cli
 from engine.campaigns.make_plan import make_plan
 from engine.data import imagenet
-from engine.data.class_texts import class_texts
+from engine.data.sets import class_texts
 from engine.errors import RecipeError
 from engine.models import zero_shot
 from engine.recipe.overrides import parsed
