@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe, recipe_of_sections
 from engine.recipe.schema import Recipe
 from helpers import grids
+from loaders import trees
 
 CPU = torch.device("cpu")
 DOMAINBED = {  # folders of the domains, and two classes
@@ -330,3 +333,27 @@ def test_laion_c_beside_imagenet_rib(tmp_path):
     assert len(set(laion.pack.sources)) == 2, "the distortions of a photo"
     of_sets = {"cifar100_c", "cifar10_c", "imagenet_d", "imagenet_x", "laion_c"}
     assert {path.stem for path in (catalogue.ROOT / "sets").glob("*.yaml")} == of_sets
+
+
+def parquet(file: Path, *names: str) -> Path:
+    described = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    images = [{"bytes": bytes([i]), "path": f"{i}.JPEG"} for i in range(3)]
+    metadata = {"huggingface": json.dumps({"info": {"features": described}})}
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 0]}, metadata=metadata), file)
+    return file
+
+
+@pytest.mark.parametrize("name", ["imagenet_val", "imagenet_v2", "imagenet_sketch"])
+def test_a_hubs_copy_of_an_imagenet_set_names_classes_by_wnid_or_by_synonyms(tmp_path, name):
+    kind = kind_of(recipe_of_sections("vit_tiny_random", "imagenet_rib").dataset, name)
+    file = parquet(tmp_path / "0.parquet", "goldfish, Carassius auratus", "n01440764")  # a tench
+    listing = kind.listing(tmp_path, file, partial=True)
+    shown = [(item.key, item.label, trees.read(item.payload)) for item in listing.items]
+    assert shown == [
+        ("n01440764/1.JPEG", 0, b"\1"),
+        ("n01443537/0.JPEG", 1, b"\0"),
+        ("n01443537/2.JPEG", 1, b"\2"),
+    ]
+    assert listing.classes == imagenet.wnids()
+    with pytest.raises(ValueError, match=r"1 folders are not classes of .*: a fish"):
+        kind.listing(tmp_path, parquet(tmp_path / "1.parquet", "a fish", "n01440764"))

@@ -1,4 +1,4 @@
-"""CLIP leaves as it came: open_clip and timm load the folder and give the same logits."""
+"""CLIP of open_clip and timm, in and out: classifiers, mixes, images and logits are theirs."""
 
 import csv
 import dataclasses
@@ -6,13 +6,16 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from engine import cli, models
+from engine.evaluation.accuracies import OnSet
 from engine.exchange import user_models
 from engine.exchange.export import DescribedModel, write_model
 from engine.model_files.weights import load_model
@@ -22,7 +25,11 @@ from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip
-from helpers.grids import CLASSES, SIZE, Grid, labels, same
+from helpers.evaluations import check_predictions
+from helpers.grids import CLASSES, SIZE, VIT, Grid, labels, same
+from helpers.tiny_clip import ARCH
+from helpers.twins import assert_near
+from helpers.user_checkpoints import checkpoint, rows
 
 IMAGES = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 
@@ -59,13 +66,13 @@ def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
         save_file(each.state_dict(), file)
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
     out = tmp_path / "out"
-    words = ["merge", "wise_ft", str(files[0]), "--base", str(files[1]), "--arch", tiny_clip.ARCH]
+    words = ["merge", "wise_ft", str(files[0]), "--base", str(files[1]), "--arch", ARCH]
     words += ["--classes", str(tmp_path / "classes.txt"), "--out", str(out), "method.alpha=0.25"]
     assert cli.main([*words, f"runs={tmp_path}", "device=cpu"]) == 0
     assert "both towers; the text tower is the pretrained one" in capsys.readouterr().out
     loaded = open_clip.create_model(f"local-dir:{out}").eval()
     # The engine's own model, of the average that the command made.
-    resolved = user_models.resolve(tiny_clip.ARCH, [])
+    resolved = user_models.resolve(ARCH, [])
     store = Store(tmp_path / "store")
     tuned, base = (user_models.cell_of(resolved, store, file, CLASSES).state() for file in files)
     mean = {k: torch.lerp(v, tuned[k], 0.25) for k, v in base.items()}
@@ -85,7 +92,7 @@ def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
 
 def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
     """By `rib evaluate`, `rib merge` and as a recipe's model, in open_clip's form and in timm's."""
-    tiny = ModelRecipe(name="m", arch=tiny_clip.ARCH, image_size=SIZE)
+    tiny = ModelRecipe(name="m", arch=ARCH, image_size=SIZE)
     file, runs = user_grid.folder / "clip.safetensors", f"runs={user_grid.runs}"
     clip = tiny_clip.drawn(open_clip)
     save_file(clip.state_dict(), file)
@@ -143,8 +150,122 @@ def test_no_file_of_another_model_stays(tmp_path):
 
 
 def test_without_a_text_tower_the_remedy_is_named(open_clip: ModuleType, tmp_path: Path):
-    model = user_models.resolve(tiny_clip.ARCH, []).model
+    model = user_models.resolve(ARCH, []).model
     net = models.create(model, len(CLASSES))
     with pytest.raises(ValueError, match="no file contains the text tower"):
         write_model(row(model, net), tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def clips(user_grid: Grid, open_clip: ModuleType) -> list[torch.nn.Module]:
+    """The models of which checkpoints A and B are."""
+    drawn = [tiny_clip.drawn(open_clip, seed) for seed in (0, 1)]
+    for name, model in zip("AB", drawn, strict=True):
+        save_file(model.state_dict(), user_grid.folder / f"{name}.safetensors")
+    return drawn
+
+
+def embeddings(package: ModuleType, user_grid: Grid, model: torch.nn.Module) -> torch.Tensor:
+    """Unit embeddings [35, E] of the outlined shapes, by open_clip."""
+    with torch.no_grad():
+        x = tiny_clip.pixels(package, user_grid, range(35)).float()
+        return model.encode_image(x, normalize=True)
+
+
+def check(user_grid: Grid, row: OnSet, logits: torch.Tensor) -> None:
+    """A row and the newest stored predictions against logits [35, 5] that open_clip computed."""
+    paths = (user_grid.runs / "store" / "predictions").glob("*/*.parquet")
+    stored = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns))
+    truth = labels(user_grid, "outline", np.arange(35))
+    check_predictions(stored, logits.double(), truth)
+    assert row.accuracy == pytest.approx(100 * (logits.argmax(1) == truth).double().mean().item())
+
+
+def test_checkpoints_of_open_clip_are_the_classifiers_that_open_clip_makes_of_them(
+    user_grid, open_clip, clips
+):
+    # As its training script saves, on several GPUs.
+    state = {f"module.{name}": tensor for name, tensor in clips[1].state_dict().items()}
+    torch.save({"epoch": 3, "name": "x", "state_dict": state}, user_grid.folder / "B.pt")
+    for name, suffix, model in zip("AB", ("safetensors", "pt"), clips, strict=True):
+        (row,) = rows(user_grid, name, "outline", arch=ARCH, suffix=suffix)
+        unit_NE = embeddings(open_clip, user_grid, model)
+        check(user_grid, row, unit_NE @ tiny_clip.head(open_clip, model))
+
+
+def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(
+    user_grid, open_clip, clips
+):
+    (row,) = rows(user_grid, "AB", "outline", arch=ARCH, alphas=[0.25])
+    heads = [tiny_clip.head(open_clip, model) for model in clips]
+    with torch.no_grad():
+        for first, second in zip(clips[0].parameters(), clips[1].parameters(), strict=True):
+            first.lerp_(second, 0.25)
+    check(user_grid, row, embeddings(open_clip, user_grid, clips[0]) @ torch.lerp(*heads, 0.25))
+
+
+def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, open_clip, clips):
+    """A checkpoint as the engine writes it can be interpolated with its zero-shot model."""
+    resolved = user_models.resolve(ARCH, parsed([f"model.image_size={SIZE}"]))
+    store, file = Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
+    zero_shot = user_models.cell_of(resolved, store, file, CLASSES).state()
+    tuned = zero_shot | {"head.bias": torch.arange(5.0)}
+    save_file(tuned, user_grid.folder / "T.safetensors")
+    (row,) = rows(user_grid, "AT", "outline", arch=ARCH, alphas=[0.5])
+    unit_NE = embeddings(open_clip, user_grid, clips[0])
+    check(user_grid, row, unit_NE @ tiny_clip.head(open_clip, clips[0]) + torch.arange(5.0) / 2)
+
+
+def test_what_is_wrong_with_open_clips_checkpoints_is_named(user_grid, clips):
+    checkpoint(user_grid.folder / "V.safetensors", 0)
+    state = clips[0].state_dict()
+    del state["visual.proj"]
+    save_file(state, user_grid.folder / "P.safetensors")
+    for name, words, arch, message in (
+        ("A", (), VIT, r"A\.safetensors has no head.*--arch open_clip:NAME\)\?"),
+        ("A", (), "open_clip:tiny-clap", r"no model 'tiny-clap'; did you mean 'tiny-clip'"),
+        ("A", ("model.weights.tag=x",), ARCH, r"no weights 'x' for tiny-clip"),
+        ("V", (), ARCH, r"V\.safetensors does not fit Tower: visual\."),
+        ("P", (), ARCH, r"P\.safetensors does not fit CLIP: visual.proj is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rows(user_grid, name, "outline", *words, arch=arch)
+
+
+def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
+    keys = ("mean", "std", "interpolation")
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (61, 97, 3), dtype=np.uint8))
+    compared = {}
+    for name, tag in open_clip.list_pretrained():
+        expected = open_clip.get_pretrained_cfg(name, tag)
+        actual = preprocessing.clip_data_config(f"open_clip:{name}", tag)
+        assert [actual[key] for key in keys] == [expected[key] for key in keys], (name, tag)
+        how = (expected["interpolation"], expected["resize_mode"])
+        if how in compared:
+            continue
+        recipe = ModelRecipe(
+            name="m", arch=f"open_clip:{name}", image_size=32, weights=WeightsRecipe(tag=tag)
+        )
+        cfg = open_clip.transform.PreprocessCfg(
+            size=32, **{k: expected[k] for k in (*keys, "resize_mode")}
+        )
+        by_open_clip = open_clip.transform.image_transform_v2(cfg, is_train=False)(image)
+        pixels = torch.from_numpy(preprocessing.transform(recipe)(image)).permute(2, 0, 1)
+        by_engine = models.Normalize(recipe, torch.device("cpu"))(pixels[None])[0]
+        assert_near(by_engine, by_open_clip, atol=1e-5)
+        compared[how] = by_engine
+    assert len(compared) == 4, "bilinear and bicubic, cropped and squashed"
+
+
+def test_without_a_tag_images_are_as_all_weights_of_open_clip_want_them(open_clip):
+    def preparation(name: str, tag: str = "") -> tuple:
+        config = preprocessing.clip_data_config(f"open_clip:{name}", tag)
+        return config["mean"], config["interpolation"], config["crop_mode"]
+
+    usual = preparation("ViT-B-16")
+    assert usual[1:] == ("bicubic", "center")
+    assert preparation("ViT-B-16-SigLIP") == ((0.5, 0.5, 0.5), "bicubic", "squash"), "they agree"
+    assert preparation("ViT-L-14") == usual, "they do not agree"
+    assert preparation("ViT-L-14", "laion2b_s32b_b82k") == ((0.5, 0.5, 0.5), *usual[1:])
