@@ -38,15 +38,15 @@ class Campaign:
     """A campaign's files.
 
     name: name or path. file: its own file. layers: its files' values, the extended file's first.
-    rows: layers of each row, in table order. others: layers of rows that a list leaves out, which
-    other rows may need.
+    rows: layers by row, also of rows that a list leaves out, which others may need. table: the
+    names of its rows, in order.
     """
 
     name: str
     file: Path
     layers: tuple[Layer, ...] = ()
     rows: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
-    others: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
+    table: tuple[str, ...] = ()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Campaign:
         base = self.base(row)
         rows = [base, row] if base != row else [row]
         layers: list[Layer] = [
-            (source, _settings(layer)) for name in rows for source, layer in self._row(name)
+            (source, _settings(layer)) for name in rows for source, layer in self.rows.get(name, ())
         ]
         title = self._of_row(row).get(TITLE)
         if title is None and base != row:
@@ -102,14 +102,14 @@ class Campaign:
         if not isinstance(entries, list) or not entries:
             raise RecipeError(
                 f"{source}: {SELECTION} names no methods of {self.name}: give a list, as in "
-                f"{SELECTION}=[{','.join(list(self.rows)[:2])}]"
+                f"{SELECTION}=[{','.join(self.table[:2])}]"
             )
-        rows, names = dict(self.rows), set()
+        rows, table, names = dict(self.rows), dict.fromkeys(self.table), set()
         for entry in entries:
             for key, settings in (entry if isinstance(entry, dict) else {entry: None}).items():
                 name, layer = _row(str(key), settings, source)
-                if not (adds or name in rows or BASE in layer):
-                    hint = nearest(name, self.rows)
+                if not (adds or name in table or BASE in layer):
+                    hint = nearest(name, self.table)
                     if name in catalogue.names("methods"):
                         hint = (
                             f"; a file adds it: `extends: {self.name}` and, below `methods:`, "
@@ -118,22 +118,20 @@ class Campaign:
                     raise RecipeError(
                         f"{source}: {SELECTION}: {self.name} has no method {name!r}{hint}"
                     )
-                before = rows.get(name, self.others.get(name, ()))
                 if name in names:
                     raise RecipeError(f"{source}: {SELECTION} names {name} twice")
-                rows[name] = (*before, (f"{source} (methods.{name})", layer))
+                rows[name] = (*rows.get(name, ()), (f"{source} (methods.{name})", layer))
+                table[name] = None
                 names.add(name)
-        if len(rows) > MOST_ROWS:
+        if len(table) > MOST_ROWS:
             raise RecipeError(
-                f"{source}: {SELECTION} has {len(rows):,} rows; the maximum is {MOST_ROWS}"
+                f"{source}: {SELECTION} has {len(table):,} rows; the maximum is {MOST_ROWS}"
             )
-        return replace(self, rows=rows), [name for name in rows if name in names]
-
-    def _row(self, name: str) -> tuple[Layer, ...]:
-        return self.rows.get(name, self.others.get(name, ()))
+        changed = replace(self, rows=rows, table=tuple(table))
+        return changed, [name for name in table if name in names]
 
     def _of_row(self, name: str) -> dict[str, Any]:
-        return over(layer for _, layer in self._row(name))
+        return over(layer for _, layer in self.rows.get(name, ()))
 
 
 def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
@@ -148,15 +146,15 @@ def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     values = catalogue.read(path)
     base, methods = values.pop(EXTENDS, None), values.pop(SELECTION, None)
     campaign = read(str(base), (*extending, path.resolve())) if base else Campaign(name, path)
-    rows, others = campaign.rows, campaign.others
     if isinstance(methods, list) and base:
-        changed, names = campaign.select(methods, str(path))
-        rows, others = {name: changed.rows[name] for name in names}, {**others, **rows}
+        campaign, names = campaign.select(methods, str(path))
+        campaign = replace(campaign, table=tuple(names))
     elif isinstance(methods, dict):
-        rows = campaign.select([methods], str(path), adds=True)[0].rows
+        campaign, _ = campaign.select([methods], str(path), adds=True)
     elif methods is not None:
         raise RecipeError(f"{path}: {SELECTION} must contain `NAME: {{}}` lines")
-    return Campaign(name, path, (*campaign.layers, (str(path), values)), rows, others)
+    layers = (*campaign.layers, (str(path), values))
+    return replace(campaign, name=name, file=path, layers=layers)
 
 
 def selected(name: str, overrides: Sequence[Override]) -> tuple[Campaign, list[str]]:
@@ -167,14 +165,14 @@ def selected(name: str, overrides: Sequence[Override]) -> tuple[Campaign, list[s
     campaign = read(name)
     selection = by_key(overrides).get(SELECTION)
     if selection is None:
-        return campaign, list(campaign.rows)
+        return campaign, list(campaign.table)
     return campaign.select(selection.plain(), selection.source)
 
 
 def methods_of(campaign: str, overrides: Sequence[Override] = ()) -> list[str]:
     """The names of the rows of `selected`. Raises RecipeError also for a file without methods."""
     grid, names = selected(campaign, overrides)
-    if not grid.rows:
+    if not grid.table:
         raise RecipeError(
             f"{grid.file} is not a campaign: add `methods:` with `NAME: {{}}` lines below"
         )
@@ -187,7 +185,7 @@ def recipe_names(group: str = "") -> list[str]:
     A campaign defines the recipe CAMPAIGN/METHOD for each of its methods.
     """
     made = [] if group else catalogue.names("campaigns")
-    rows = {f"{campaign}/{row}" for campaign in made for row in read(campaign).rows}
+    rows = {f"{campaign}/{row}" for campaign in made for row in read(campaign).table}
     return sorted(rows.union(catalogue.names(group)))
 
 

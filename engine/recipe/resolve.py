@@ -158,7 +158,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
         return None, {"campaign": name}
     campaign, _, row = name.rpartition("/")
     is_made = campaign in catalogue.names("campaigns") and name not in catalogue.names()
-    if is_made and row in campaigns.read(campaign).rows:
+    if is_made and row in campaigns.read(campaign).table:
         return None, {"campaign": campaign, "method": row}
     if not is_path(name) and name not in catalogue.names():
         hint = nearest(name, campaigns.recipe_names())
