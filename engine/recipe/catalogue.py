@@ -79,46 +79,45 @@ def is_path(name: str) -> bool:
     return name.endswith(".yaml")
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a file. Paths of YAML files in it are relative to its folder.
 
-    Raises RecipeError if it is not YAML with `key: value` lines.
+    extending: files whose datasets extend it. Raises RecipeError if it is not YAML with
+    `key: value` lines, or extends itself.
     """
+    if any(map(path.samefile, extending)):
+        raise RecipeError(f"{path} extends itself: name another dataset in {EXTENDS}")
     known = _read.get()
-    if known is None:
-        return _values(path)
-    if path not in known:
-        known[path] = _values(path)
-    return dict(known[path])
+    files = {} if known is None else known
+    if path not in files:
+        values = lines(yaml_text.read(path), str(path))
+        named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
+        values |= {key: beside(path.parent, value) for key, value in named.items()}
+        files[path] = _with_paths(values, (*extending, path))
+    return dict(files[path])
 
 
-def _values(path: Path) -> dict[str, Any]:
-    values = lines(yaml_text.read(path), str(path))
-    named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
-    values |= {key: beside(path.parent, value) for key, value in named.items()}
-    return _with_paths(values, path.parent)
-
-
-def _with_paths(values: Any, folder: Path) -> Any:
-    """The values, with every path of datasets made relative to this folder."""
+def _with_paths(values: Any, files: tuple[Path, ...]) -> Any:
+    """The values of the last file, with every path of datasets made relative to its folder."""
     if not isinstance(values, Mapping):
         return values
     if isinstance(dataset := values.get("dataset"), Mapping):
-        values = {**values, "dataset": _with_paths(dict(dataset), folder)}
+        values = {**values, "dataset": _with_paths(dict(dataset), files)}
     if isinstance(own := values.get("own"), Mapping):
-        sets = {name: _of_set(each, folder) for name, each in own.items()}
+        sets = {name: _of_set(each, files) for name, each in own.items()}
         values = {**values, "own": sets}
     paths = {key: values[key] for key in ("root", "outputs", "words") if values.get(key)}
+    folder = files[-1].parent
     return {**values, **{key: str(folder / str(path)) for key, path in paths.items()}}
 
 
-def _of_set(values: Any, folder: Path) -> Any:
+def _of_set(values: Any, files: tuple[Path, ...]) -> Any:
     """A dataset's own keys, with those of the dataset's recipe that they extend."""
     if not isinstance(values, Mapping) or EXTENDS not in values:
-        return _with_paths(values, folder)
-    base = path_of("sets", str(beside(folder, values[EXTENDS])))
+        return _with_paths(values, files)
+    base = path_of("sets", str(beside(files[-1].parent, values[EXTENDS])))
     own = {name: value for name, value in values.items() if name != EXTENDS}
-    return over((read(base), _with_paths(own, folder)))
+    return over((read(base, files), _with_paths(own, files)))
 
 
 def beside(folder: Path, value: Any) -> Any:
