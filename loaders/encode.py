@@ -9,6 +9,7 @@ the next one resumes there.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -32,19 +33,9 @@ from tqdm import tqdm
 
 from loaders import decoding
 from loaders.files import locks
-from loaders.files.durable import digest, file_hash
+from loaders.files.durable import canonical, digest, file_hash
 from loaders.files.root import Root
-from loaders.pack import (
-    COLUMNS,
-    FORMAT_VERSION,
-    IMAGES,
-    MANIFEST,
-    MODES,
-    SAMPLES,
-    Item,
-    Pack,
-    request_digests,
-)
+from loaders.pack import COLUMNS, FORMAT_VERSION, IMAGES, MANIFEST, MODES, SAMPLES, Item, Pack
 from loaders.trees import left_out
 from loaders.writer import JOURNAL, PackWriter, Stored
 
@@ -183,6 +174,25 @@ def encode(
                 ) from error
             raise
     return Pack.open(out)
+
+
+def request_digests(
+    manifest: Mapping[str, Any], items: Sequence[Item], on_error: str
+) -> tuple[str, str]:
+    """Returns the `digest` of the manifest with each item's label, source and key, without and with
+    `on_error`.
+
+    The values of further columns count too. Items are hashed one by one, since the text of millions
+    of items would take gigabytes.
+    """
+    hashed = hashlib.sha256(f"[{canonical(manifest)},[".encode())
+    for number, item in enumerate(items):
+        text = canonical([item.label, item.source, item.key, *item.values])
+        hashed.update(f"{',' if number else ''}{text}".encode())
+    images = hashed.copy()
+    images.update(b"]]")
+    hashed.update(f"],{canonical(on_error)}]".encode())
+    return images.hexdigest(), hashed.hexdigest()
 
 
 def _finished(out: Path, request: str) -> Pack:

@@ -14,7 +14,6 @@ first time a process reads it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from msgspec import Meta
 from loaders.beton import JPEG, RAW, Beton
 from loaders.decoding import decode_jpeg, jpeg_decoder
 from loaders.files import typed_json
-from loaders.files.durable import canonical, digest, file_hash
+from loaders.files.durable import digest, file_hash
 from loaders.files.names import Name
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -212,25 +211,6 @@ def _pixels_of(manifest: Mapping[str, Any]) -> str:
     if manifest["format"] == "raw" or decoder == "pillow":
         return fingerprint
     return digest({"pack": fingerprint, "decoder": decoder})
-
-
-def request_digests(
-    manifest: Mapping[str, Any], items: Sequence[Item], on_error: str
-) -> tuple[str, str]:
-    """Returns the `digest` of the manifest with each item's label, source and key, without and with
-    `on_error`.
-
-    The values of further columns count too. Items are hashed one by one, since the text of millions
-    of items would take gigabytes.
-    """
-    hashed = hashlib.sha256(f"[{canonical(manifest)},[".encode())
-    for number, item in enumerate(items):
-        text = canonical([item.label, item.source, item.key, *item.values])
-        hashed.update(f"{',' if number else ''}{text}".encode())
-    images = hashed.copy()
-    images.update(b"]]")
-    hashed.update(f"],{canonical(on_error)}]".encode())
-    return images.hexdigest(), hashed.hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

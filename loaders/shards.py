@@ -91,8 +91,7 @@ def files(root: Path) -> Iterator[File]:
     if not shards:
         yield from trees.files(root)
         return
-    names, samples = _named(root, shards)
-    for name, key, sample in zip(names, _keys(names, samples), samples, strict=True):
+    for name, key, sample in _found(root, shards):
         yield Image(key, sample.place, f"{name} {fingerprint_of(sample.shard)}")
 
 
@@ -105,13 +104,11 @@ def listing(root: Path, shards: Sequence[Path]) -> Listing:
     Raises ValueError, naming the shard and row, for damaged shards, samples without an image or a
     label, and labels without a name.
     """
-    names, samples = _named(root, shards)
-    classes = sorted(set(names))
+    found = _found(root, shards)
+    classes = sorted({name for name, _, _ in found})
     number = {name: i for i, name in enumerate(classes)}
-    keys = _keys(names, samples)
     items = [
-        Item(number[name], key.rpartition(".")[0], key, sample.place)
-        for name, key, sample in zip(names, keys, samples, strict=True)
+        Item(number[name], key.rpartition(".")[0], key, sample.place) for name, key, sample in found
     ]
     items.sort(key=lambda item: (item.label, item.key))
     return Listing(items, classes, fingerprint(root, shards))
@@ -136,14 +133,21 @@ def _matching(place: Path) -> list[Path]:
     return sorted(p for p in place.parent.glob(place.name) if p.suffix in (TAR, PARQUET))
 
 
-def _named(root: Path, shards: Sequence[Path]) -> tuple[list[str], list[Sample]]:
-    """Returns each sample's class name, and the samples."""
+def _found(root: Path, shards: Sequence[Path]) -> list[tuple[str, str, Sample]]:
+    """The class name and the key of each sample, and the sample."""
     read = _of_parquet if shards[0].suffix == PARQUET else _of_tar
     samples = [sample for shard in shards for sample in read(shard)]
     if not samples:
         raise ValueError(f"{root} has no images")
     known = _class_names(root, shards[0])
-    return [_name(sample, known) for sample in samples], samples
+    names = [_name(sample, known) for sample in samples]
+    keys = [f"{name}/{sample.name}" for name, sample in zip(names, samples, strict=True)]
+    if not all(sample.name for sample in samples) or len(set(keys)) < len(keys):
+        keys = [
+            f"{name}/{sample.shard.stem}-{sample.row:06}.image"
+            for name, sample in zip(names, samples, strict=True)
+        ]
+    return list(zip(names, keys, samples, strict=True))
 
 
 def _name(sample: Sample, known: Sequence[str] | None) -> str:
@@ -168,16 +172,6 @@ def _name(sample: Sample, known: Sequence[str] | None) -> str:
             f"{sample.shard}: row {sample.row} has the class {name!r:.150}, not a valid folder name"
         )
     return name
-
-
-def _keys(names: Sequence[str], samples: Sequence[Sample]) -> list[str]:
-    keys = [f"{name}/{sample.name}" for name, sample in zip(names, samples, strict=True)]
-    if all(sample.name for sample in samples) and len(set(keys)) == len(keys):
-        return keys
-    return [
-        f"{name}/{sample.shard.stem}-{sample.row:06}.image"
-        for name, sample in zip(names, samples, strict=True)
-    ]
 
 
 def _class_file(root: Path, shard: Path) -> Path | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from loaders import trees
+from loaders import shards, trees
 from loaders.pack import Item
 from loaders.trees import Listing, Place
 
@@ -90,9 +90,8 @@ def read(
                 for photo, label in enumerate(numbers)
             ]
     listed = [
-        trees.File(file.name, Place(str(file)), f"{status.st_size} {status.st_mtime_ns}")
+        trees.File(file.name, Place(str(file)), shards.fingerprint_of(file))
         for file in (root / LABELS, *files.values())
-        for status in (file.stat(),)
     ]
     return Listing(items, classes, trees.fingerprint(listed), columns=COLUMNS)
 

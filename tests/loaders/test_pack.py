@@ -15,10 +15,10 @@ from PIL import Image
 from helpers.damage import cut, flip
 from helpers.tiny_packs import SHAPE, draw, items, make
 from loaders.adopt import part
-from loaders.encode import ordered_map
+from loaders.encode import ordered_map, request_digests
 from loaders.files.durable import digest
 from loaders.files.typed_json import DamagedFile
-from loaders.pack import Item, Pack, request_digests
+from loaders.pack import Item, Pack
 
 SPEC = {"size": [9, 14], "crop": 0.875}
 
