@@ -77,16 +77,18 @@ def by_model(
     caption: str,
     data: pandas.DataFrame,
     column: tuple[str, ...],
-    draw: Callable[[pandas.DataFrame], Spec],
+    draw: Callable[[pandas.DataFrame], Spec] | None = None,
 ) -> list[Figure]:
-    """One figure per `model`, drawn without that column. Its alternative text is the caption with
-    the minimum and maximum of `column`: a number's column, followed by columns that name a row."""
+    """One figure per `model`, drawn without that column, by default as bars. Its alternative text
+    is the caption with the minimum and maximum of `column`: a number's column, followed by columns
+    that name a row."""
     figures = []
     for model, rows in groups(data, "model"):
         shown = rows.drop(columns="model")
         title = f"{model}: {caption}" if len(results.models) > 1 else caption
         words = f"{title}: from {columns.between(shown, *column)}."
-        figures.append(Figure(slug(name, model), f"{title}.", words, shown, draw(shown)))
+        spec = draw(shown) if draw else bars(shown, column[0])
+        figures.append(Figure(slug(name, model), f"{title}.", words, shown, spec))
     return figures
 
 

@@ -52,7 +52,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     exports.write(folder, parts, drawn=figures)
     title = f"{Path(record.name).stem}: robustness after fine-tuning"
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
-    smoke = headline.smoke_run(results)
+    smoke = headline.SMOKE_RUN.format(record.limit) if record.limit else ""
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
     notes += about.left_out(results)
     path = page.write(
@@ -61,14 +61,12 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         title=title,
         heading=headline.heading(title, results),
         lead=headline.lead(results),
-        notes=[f"{smoke[:1].upper()}{smoke[1:]}."] * bool(smoke)
-        + [f"Incomplete: {note}." for note in notes],
+        notes=[f"{smoke.capitalize()}."] * bool(smoke) + [f"Incomplete: {note}." for note in notes],
         files=names,
     )
-    is_varied = record.sweep is not None or tuning.is_varied(results)
-    warnings = [tuning.SELECTION] if is_varied else []
-    text = terminal.table(results, [*filter(None, [smoke]), *notes, *warnings]) + "\n"
-    write_atomic(folder / TABLE, text.encode())
+    warning = tuning.SELECTION * tuning.is_varied(results)
+    text = terminal.table(results, [*filter(None, [smoke, *notes, warning])])
+    write_atomic(folder / TABLE, f"{text}\n".encode())
     return path
 
 

@@ -31,16 +31,9 @@ def heading(title: str, results: Results) -> str:
         return title
     if found := tuning.tuned(results):
         return f"{found.finding}."
-    if results.record.sweep is not None or tuning.is_varied(results):
+    if tuning.is_varied(results):
         return title
     return finding(results, results.models[0])
-
-
-def smoke_run(results: Results) -> str:
-    """Says that this is a smoke run, without a full stop; empty for other runs."""
-    if not (limit := results.record.limit):
-        return ""
-    return SMOKE_RUN.format(limit)
 
 
 def finding(results: Results, model: str) -> str:
@@ -64,8 +57,7 @@ def finding(results: Results, model: str) -> str:
 def lead(results: Results) -> str:
     """What was done and, for one model, which methods do not differ significantly from the best."""
     models, count = results.models, len(results.grid.downstreams)
-    is_sweep = results.record.sweep is not None
-    what = "configuration" if is_sweep else "method"
+    what = "method" if results.record.sweep is None else "configuration"
     has_unions = any(UNION in name for name in results.grid.downstreams)
     of_columns = f"each of {count} {'datasets or unions' if has_unions else 'datasets'} in turn"
     trained_on = of_columns if count > 1 else results.grid.downstreams[0]
@@ -81,7 +73,7 @@ def lead(results: Results) -> str:
             "For each downstream dataset, each method has the setting with the highest accuracy on "
             f"the dataset's held-out images, which RI does not count. {text}"
         )
-    if is_sweep or len(models) > 1 or not results.family or tuning.is_varied(results):
+    if len(models) > 1 or not results.family or tuning.is_varied(results):
         return text
     return (
         f"{told_apart(results, models[0])} (paired tests at {SIGNIFICANT:.0%}, corrected for "
@@ -123,7 +115,7 @@ def without_related(results: Results) -> str:
     if settings vary."""
     rows = results.disjoint
     moved = rows[(rows["difference_low"] > 0) | (rows["difference_high"] < 0)]
-    if moved.empty or results.record.sweep is not None or tuning.is_varied(results):
+    if moved.empty or tuning.is_varied(results):
         return ""
     most = moved.iloc[moved["difference_pts"].abs().to_numpy().argmax()]
     return (
@@ -163,8 +155,6 @@ def averaged_over(results: Results) -> str:
     """The datasets that mRI averages over: `the 8 datasets`, or `7 downstream datasets` if RI
     also uses others."""
     count = len(results.grid.downstreams)
-    return (
-        f"the {counted('dataset', count)}"
-        if results.is_square
-        else counted("downstream dataset", count)
-    )
+    if results.is_square:
+        return f"the {counted('dataset', count)}"
+    return counted("downstream dataset", count)

@@ -126,16 +126,16 @@ def read_released(folder: Path) -> Published:
         if run is None:
             continue
         method, _, members = run["method"].partition("-")
-        is_soup = method == "Soup"
-        method = (
-            SOUPS.get(frozenset(members.split("-"))) if is_soup else METHODS.get(method, method)
-        )
+        if method == "Soup":
+            method = SOUPS.get(frozenset(members.split("-")))
+        else:
+            method = METHODS.get(method, method)
         model = run["net"]
         if model == "vit":
             if run["weights"] not in WEIGHTS:
                 continue
             model = f"vit_{run['size'][0]}{run['patch']}_{WEIGHTS[run['weights']]}"
-        entry = models.setdefault(model, PublishedModel(recipe=model, before={}, fine_tuned={}))
+        entry = models.setdefault(model, PublishedModel(recipe=model))
         accuracies = _accuracies(root, file)
         if method == "PRE":
             entry.before.update(accuracies)

@@ -64,7 +64,7 @@ class Results:
     published: Published
     leak: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     image_changes: Sequence[ImageChange] = ()
-    groups: pandas.DataFrame = field(default_factory=pandas.DataFrame)
+    groups: pandas.DataFrame = field(default_factory=lambda: pandas.DataFrame(columns=CELL))
     probe_sets: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     halves: pandas.DataFrame = field(
         default_factory=lambda: pandas.DataFrame(columns=["arm", "downstream", *HALVES])
@@ -97,11 +97,7 @@ class Results:
         cells = cells[(cells["model"] == model) & (cells["method"] == PRE)]
         known = dict(zip(cells["evaluated_on"], cells["accuracy"], strict=True))
         first = sorted(self.grid.sets, key=lambda name: -known[name])
-        return {name: known[name] for name in dict.fromkeys([*first, *known])}
-
-    def sets(self, model: str) -> list[str]:
-        """The datasets of RI, from the easiest to the hardest for a pretrained model."""
-        return [name for name in self.before(model) if name in self.grid.sets]
+        return {name: known[name] for name in first} | known
 
     def downstreams(self, model: str) -> list[str]:
         """The downstream datasets in the same order; those that are not evaluated come last."""
@@ -224,12 +220,10 @@ class Results:
     @property
     def population_of_mri(self) -> str:
         """The population of intervals and tests of mRI."""
-        twice = (
-            f"other training seeds, estimated from a second one on {listed(self.replicated)}"
-            if self.replicated
-            else ""
-        )
-        return self.population.replace("this one training", twice or "this one training")
+        if not self.replicated:
+            return self.population
+        twice = f"other training seeds, estimated from a second one on {listed(self.replicated)}"
+        return self.population.replace("this one training", twice)
 
     def of(self, model: str) -> str:
         """` of MODEL` if a report has several models, for captions."""

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pandas
 
+from engine.measures.tables import with_ends
 from engine.report.results import Results
 
 FORMAT = 1
@@ -98,9 +99,8 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
 
 def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
     """The file's content. numbers: from `engine.measures.intervals.intervals`."""
-    record, grid = results.record, results.grid
-    rows = numbers[numbers["quantity"].isin(QUANTITIES)]
-    rows = rows.astype(object).where(rows.notna(), None)
+    record, grid, titles = results.record, results.grid, results.record.methods
+    ends = dict(zip(with_ends("value_pct"), ("value", "low", "high"), strict=True))
     return CampaignResults(
         format=FORMAT,
         campaign=record.name,
@@ -117,28 +117,20 @@ def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
         missing=[column.column for column in record.missing],
         settings=record.settings,
         methods=[
-            Method(
-                name=row.method,
-                title=record.methods.get(row.method, row.method),
-                settings=row.settings,
-            )
+            Method(name=row.method, title=titles.get(row.method, row.method), settings=row.settings)
             for row in record.rows
         ],
         intervals=results.population,
         intervals_of_mri=results.population_of_mri,
-        numbers=msgspec.convert(rows.to_dict("records"), list[Number]),
-        groups=_groups(results),
+        numbers=_rows(numbers[numbers["quantity"].isin(QUANTITIES)], Number),
+        groups=_rows(grid.named(results.groups).rename(columns=ends), GroupNumber),
     )
 
 
-def _groups(results: Results) -> list[GroupNumber]:
-    if results.groups.empty:
-        return []
-    table = results.grid.named(results.groups).rename(
-        columns={"value_pct": "value", "value_low": "low", "value_high": "high"}
-    )
-    rows = table[[*GroupNumber.__struct_fields__]].astype(object)
-    return msgspec.convert(rows.where(rows.notna(), None).to_dict("records"), list[GroupNumber])
+def _rows(table: pandas.DataFrame, kind: type) -> list[Any]:
+    """A table's rows as objects of a kind, with None for missing values."""
+    table = table.astype(object)
+    return msgspec.convert(table.where(table.notna(), None).to_dict("records"), list[kind])
 
 
 def encode(content: CampaignResults) -> bytes:

@@ -56,8 +56,8 @@ class Section:
     """A part of the page.
 
     key: its anchor. heading: the finding, if there is one. text: plain, one paragraph per line.
-    code:
-    shown verbatim. pictures: by caption, in a row. is_open: whether the page shows it unfolded.
+    code: shown verbatim. pictures: by caption, in a row. is_open: whether the page shows it
+    unfolded.
     """
 
     key: str

@@ -65,10 +65,10 @@ class Tuned(NamedTuple):
 
 
 def is_varied(results: Results) -> bool:
-    """Whether a method was trained in several settings, so that picking the best row would select
-    on the test datasets."""
-    shown = results.shown
-    return bool((shown.groupby(["model", "key"])["setting"].nunique() > 1).any())
+    """Whether the campaign is a sweep, or a method was trained in several settings, so that picking
+    the best row would select on the test datasets."""
+    settings = results.shown.groupby(["model", "key"])["setting"].nunique()
+    return results.record.sweep is not None or bool((settings > 1).any())
 
 
 def tuned(results: Results) -> Tuned | None:

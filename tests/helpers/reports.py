@@ -74,6 +74,11 @@ def finished(
     return record.write(PlanFolder(place), made_results.record(evaluations, **values | changes))
 
 
+def changed(of: Any, **values: Any) -> Any:
+    """A finished campaign, or results, with other values of the record."""
+    return dataclasses.replace(of, record=dataclasses.replace(of.record, **values))
+
+
 def pictures(sets: Sequence[str] = SETS, images: int = 40) -> dict[str, dict[str, str]]:
     """Coloured thumbnails, as a record holds them."""
     return {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from engine.report.results import Results
+from engine.report.section import Section
 from engine.report.sections import (
     about,
     changes,
@@ -17,10 +18,6 @@ from engine.report.sections import (
     ranking,
     varied,
 )
-
-if TYPE_CHECKING:
-    from engine.report.results import Results
-    from engine.report.section import Section
 
 ABOUT: list[Callable[[Results], Section | None]] = [
     distances.section,

@@ -8,9 +8,8 @@ from typing import Any
 
 import pandas
 
-from engine.campaigns.record import Record
 from engine.measures import scores
-from engine.measures.rows import PRE, Diverged
+from engine.measures.rows import PRE
 from engine.measures.tables import with_ends
 from engine.recipe import catalogue
 from engine.recipe.schema import MethodRecipe
@@ -80,8 +79,9 @@ def how_to_read(results: Results) -> Section | None:
         "pretrained one on the same draw.",
         _about_seeds(results),
     ]
-    heads = {k: str(v) for k, v in results.record.settings.items() if k.split(",")[0] == "Head"}
-    statements += [f"The head was {text}." for text in heads.values() if " same photos " in text]
+    for name, value in results.record.settings.items():
+        if name.split(",")[0] == "Head" and " same photos " in str(value):
+            statements.append(f"The head was {value}.")
     if results.record.contact_sheet:  # of emoji-RIB alone
         statements.append(DRAWINGS)
     if any(results.published.of(model).before for model in results.models):
@@ -108,18 +108,12 @@ def _about_seeds(results: Results) -> str:
 
 def left_out(results: Results) -> list[str]:
     """Which methods diverged in which settings, and on which downstream datasets."""
-    sets: dict[tuple[str, str, str], list[str]] = {}
-    for each in results.record.diverged:
-        of = _title(results.record, each), str(each.setting), results.of(each.model)
-        sets.setdefault(of, []).append(each.downstream)
-    return [
-        f"{method} with {setting}{model} diverged on {listed(names)} and is left out"
-        for (method, setting, model), names in sets.items()
-    ]
-
-
-def _title(record: Record, row: Diverged) -> str:
-    return record.methods.get(row.method, row.method)
+    sets: dict[str, list[str]] = {}
+    for row in results.record.diverged:
+        method = results.record.methods.get(row.method, row.method)
+        trained = f"{method} with {row.setting}{results.of(row.model)}"
+        sets.setdefault(trained, []).append(row.downstream)
+    return [f"{of} diverged on {listed(names)} and is left out" for of, names in sets.items()]
 
 
 def what_was_run(results: Results) -> Section | None:
@@ -136,41 +130,40 @@ def what_was_run(results: Results) -> Section | None:
         {"method": record.methods.get(row.method, row.method), **_columns(row.settings)}
         for row in record.rows
     ]
+    diverged = [
+        dataclasses.asdict(row)
+        | {"method": record.methods.get(row.method, row.method), "setting": str(row.setting)}
+        for row in record.diverged
+    ]
     tables = [
-        (
+        Table(
             "missing-columns",
             "Missing downstream datasets, and why. mRI averages over the rest.",
-            pandas.DataFrame(map(dataclasses.asdict, record.missing)),
+            _named(pandas.DataFrame(record.missing)),
         ),
-        (
+        Table(
             "diverged",
             "Trainings that diverged, each with its setting. The report leaves a method out in "
             "such a setting, on all downstream datasets.",
-            pandas.DataFrame(
-                [
-                    (each.model, _title(record, each), each.downstream, str(each.setting))
-                    for each in record.diverged
-                ],
-                columns=["model", "method", "downstream", "setting"],
-            ),
+            pandas.DataFrame(diverged),
         ),
-        (
+        Table(
             "settings",
             "Settings and versions that reproduce these numbers.",
             pandas.DataFrame(settings, columns=["setting", "value"]),
         ),
-        (
+        Table(
             "hours",
             "Hours by stage and device. A job on several GPUs counts once, a killed attempt until "
             "its last event; the report's job is not counted.",
-            of_stage.agg(**sums).reset_index(),
+            _named(of_stage.agg(**sums).reset_index()),
         ),
-        (
+        Table(
             "failed-attempts",
             "Failed attempts at jobs, and why. A later attempt resumes.",
-            failed[["campaign", "job", "hours", "why"]].round({"hours": 3}),
+            _named(failed[["campaign", "job", "hours", "why"]].round({"hours": 3})),
         ),
-        (
+        Table(
             "hyper-parameters",
             "Hyperparameters of each method. Methods without training steps, such as weight "
             "averages and fitted probes, do not use those of the optimizer and training.",
@@ -196,7 +189,7 @@ def what_was_run(results: Results) -> Section | None:
         ran + f"; {counted('job', len(record.missing))} missing" * bool(record.missing),
         "A cell is one model fine-tuned on one dataset with one method and one seed. Each dataset "
         f"was evaluated on {images}.",
-        tables=[Table(name, text, _named(data)) for name, text, data in tables if len(data)],
+        tables=[table for table in tables if len(table.data)],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas
 
 from engine.measures.rows import PRE, trained_sets
-from engine.measures.tables import extremes, groups, ordered, rows
+from engine.measures.tables import extremes, groups, ordered, rows, with_ends
 from engine.recipe.schema import RIDGE
 from engine.report import charts
 from engine.report.columns import between
@@ -17,7 +17,6 @@ CHANGE = "change_pts"
 NUMBERS = ["before_pct", "accuracy_pct", "accuracy_low", "accuracy_high", CHANGE]
 CELL = ["model", "method", "variant", "evaluated_on", *NUMBERS]
 PUBLISHED = ["published_accuracy_pct", "published_change_pts"]
-UPSTREAM = ["change_upstream_pts", "change_upstream_low", "change_upstream_high"]
 
 
 def map_of_fine_tuning(results: Results) -> Section | None:
@@ -67,11 +66,8 @@ def _elsewhere(results: Results) -> pandas.DataFrame:
 
 def _legend(results: Results) -> str:
     """How to read a map."""
-    holdout = (
-        "its held-out images"
-        if results.record.holdout
-        else "its training images (nothing held out)"
-    )
+    is_held_out = results.record.holdout
+    holdout = "its held-out images" if is_held_out else "its training images (nothing held out)"
     return (
         "Change in accuracy from the pretrained model, in points (colours saturate at "
         f"±{charts.scale_end(_elsewhere(results)[CHANGE]):.0f}). Rows: downstream dataset. "
@@ -81,26 +77,22 @@ def _legend(results: Results) -> str:
 
 
 def _maps(results: Results) -> dict[int, Figure]:
-    """The map of every arm that tables show, with one scale of colours."""
+    """The map of every arm that tables show, by arm, with one scale of colours."""
     cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
     end = charts.scale_end(_elsewhere(results)[CHANGE])
-    return {
-        int(rows["arm"].iloc[0]): _map(results, number, rows, end)
-        for number, (_, rows) in enumerate(groups(cells, "arm"), start=1)
-    }
-
-
-def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> Figure:
-    """A method's map, from the easiest datasets to the hardest."""
-    model, method = rows[["model", "method"]].iloc[0]
-    order = {"downstream": results.downstreams(model), "evaluated_on": results.before(model)}
-    rows = ordered(rows, **order)
-    data = rows[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
-    title, sets = f"{method}{results.of(model)}", ("evaluated_on", "downstream")
-    others = rows[~rows["on_downstream"]]
-    words = f"{title}: change in accuracy from {between(others, CHANGE, *sets)}."
-    spec = charts.heat(data, *sets, CHANGE, on_downstream="accuracy_pct", end=end)
-    return Figure(slug(f"map {number:02}", method), title, words, data, spec)
+    sets, figures = ("evaluated_on", "downstream"), {}
+    for number, (_, of_arm) in enumerate(groups(cells, "arm"), start=1):
+        arm, model, method = of_arm[["arm", "model", "method"]].iloc[0]
+        # From the easiest datasets to the hardest.
+        order = {"downstream": results.downstreams(model), "evaluated_on": results.before(model)}
+        of_arm = ordered(of_arm, **order)
+        data = of_arm[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
+        title = f"{method}{results.of(model)}"
+        changes = between(of_arm[~of_arm["on_downstream"]], CHANGE, *sets)
+        words = f"{title}: change in accuracy from {changes}."
+        spec = charts.heat(data, *sets, CHANGE, on_downstream="accuracy_pct", end=end)
+        figures[arm] = Figure(slug(f"map {number:02}", method), title, words, data, spec)
+    return figures
 
 
 def _before(results: Results) -> Table:
@@ -120,10 +112,10 @@ def _before(results: Results) -> Table:
 
 def forgotten(results: Results) -> Section | None:
     """The change in upstream accuracy after fine-tuning on other datasets."""
-    shown, change = results.shown, UPSTREAM[0]
+    shown, change = results.shown, "change_upstream_pts"
     if change not in shown:
         return None
-    means = shown[["model", "method", *UPSTREAM]].dropna(subset=change)
+    means = shown[["model", "method", *with_ends(change)]].dropna(subset=change)
     return Section(
         "upstream-change",
         f"Upstream accuracy changes by {between(means, change, 'method')}",
@@ -134,7 +126,6 @@ def forgotten(results: Results) -> Section | None:
             "Mean over the downstream datasets, with 95% CIs",
             means,
             (change, "method"),
-            lambda rows: charts.bars(rows, change),
         ),
     )
 
@@ -229,7 +220,8 @@ def _beside_published(results: Results, model: str, cells: pandas.DataFrame) -> 
     """One row per arm, best mRI first, and dataset, upstream first; with published numbers of
     methods without other settings."""
     key, entry = results.ranked(model).set_index("arm")["key"], results.published.of(model)
-    names = [results.record.upstream, *results.sets(model)]
+    sets = [name for name in results.before(model) if name in results.grid.sets]
+    names = [results.record.upstream, *sets]
     data = ordered(cells[cells["evaluated_on"].isin(names)], arm=key.index, evaluated_on=names)
     is_same = {row.arm for row in rows(results.ranked(model)) if results.is_published(row)}
     after_of = [

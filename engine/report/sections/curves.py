@@ -86,12 +86,12 @@ def barrier(results: Results) -> Section | None:
         return None
     shown = {words: rounded(data[name].max()) for name, words in BARRIERS.items() if name in data}
     most = listed([f"{points} points on {words}" for words, points in shown.items()])
-    heading = f"Interpolated models fall at most {most} below the line between both endpoints"
+    falls = f"Interpolated models fall at most {most}"
     if not any(map(float, shown.values())):
-        heading = "No interpolated model falls below the line between both endpoints"
+        falls = "No interpolated model falls"
     return Section(
         "barrier",
-        heading,
+        f"{falls} below the line between both endpoints",
         "The barrier is the largest amount, over the evaluated alphas, by which accuracy falls "
         "below the straight line between both endpoints (Entezari et al. 2022). As the largest of "
         "several differences, it is biased upwards on few images.",
@@ -107,8 +107,7 @@ def _barriers(results: Results) -> pandas.DataFrame:
         name: of.groupby(["arm", "downstream"])["accuracy"].mean()
         for name, of in zip(BARRIERS, (on_downstream, results.grid.ri_cells), strict=True)
     }
-    mixed = results.arms[results.arms["alpha"].notna()]
-    for (model, *_), curve in mixed.groupby(["model", "key", "variant", "setting"], sort=False):
+    for (model, *_), curve in _interpolations(results):
         names = {"model": model, "method": curve["method"].iloc[0]}
         alpha = curve["alpha"].to_numpy()
         for downstream in results.downstreams(str(model)) if {0, 1} <= set(curve["alpha"]) else ():
@@ -120,6 +119,12 @@ def _barriers(results: Results) -> pandas.DataFrame:
                     row[name] = ((1 - alpha) * before + alpha * after - known).max()
             rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def _interpolations(results: Results) -> Any:
+    """The arms of each curve of interpolated models, with their model, key, variant and setting."""
+    arms = results.arms[results.arms["alpha"].notna()]
+    return arms.groupby(["model", "key", "variant", "setting"], sort=False)
 
 
 def equal_accuracy(results: Results) -> Section | None:
@@ -158,21 +163,17 @@ def equal_accuracy(results: Results) -> Section | None:
 
 def _compared(results: Results) -> pandas.DataFrame:
     """One row per curve and shown method of the same model and setting."""
-    arms, parts = results.arms, []
-    if "on_downstream_dataset_pct" not in arms:
+    shown, parts = results.shown, []
+    if "on_downstream_dataset_pct" not in shown:
         return pandas.DataFrame()
-    names = arms.set_index("arm")["method"]
-    mixed = arms[arms["alpha"].notna()]
-    shown_arms = results.shown
-    for (model, key, _, setting), curve in mixed.groupby(
-        ["model", "key", "variant", "setting"], sort=False
-    ):
-        is_alike = (shown_arms["model"] == model) & (shown_arms["setting"] == setting)
-        shown = shown_arms[is_alike & (shown_arms["key"] != key)]
-        if len(curve) < 2 or shown.empty:
+    names = shown.set_index("arm")["method"]
+    for (model, key, _, setting), curve in _interpolations(results):
+        is_alike = (shown["model"] == model) & (shown["setting"] == setting)
+        compared = shown.loc[is_alike & (shown["key"] != key), "arm"].tolist()
+        if len(curve) < 2 or not compared:
             continue
         points = curve.sort_values("alpha")["arm"].tolist()
-        table = against_curve(results.grid, points, shown["arm"].tolist())
+        table = against_curve(results.grid, points, compared)
         curve_arm = results.grid.arms[points[0]]._replace(alpha=None)
         table.insert(0, "curve", title(curve_arm, results.record.methods))
         table.insert(1, "method", table.pop("arm").map(names))

@@ -27,13 +27,21 @@ def section(results: Results) -> Section | None:
     means, data, lines = _means(results, titled), _points(results, titled), _lines(results)
     upstream, several = results.record.upstream, len(results.models) > 1
     fitted_over = listed([*dict.fromkeys(trend.basis for trend in results.trends.values())])
+    tuned = means[means["method"] != BEFORE]  # by their own 95% CIs, not corrected for their number
+    above, below = (tuned[f"{ROBUSTNESS}_low"] > 0).sum(), (tuned[f"{ROBUSTNESS}_high"] < 0).sum()
+    is_outside = titled.dropna(subset=ROBUSTNESS)["extrapolated_pct"] > 0
+    outside = (
+        f" {is_outside.sum()} of {len(is_outside)} accuracies are outside the range that their "
+        "line is fitted over; the extrapolated line is weak evidence there."
+    ) * bool(is_outside.any())
     return Section(
         "effective-robustness",
-        _heading(means),
+        f"{above} of {counted('method', len(tuned))} are significantly above the trend line, "
+        f"{below} below",
         f"A model that is better on {upstream} is usually better on other datasets too. A line, "
         "fitted on a probit scale to models without robustness interventions, shows by how much "
         "(Taori et al. 2020; Miller et al. 2021). Effective robustness is a model's height above "
-        f"the line, in points of accuracy. Baseline: {fitted_over}.{_outside(titled)} Intervals "
+        f"the line, in points of accuracy. Baseline: {fitted_over}.{outside} Intervals "
         "include the uncertainty of the lines, which are refitted in every draw. Published models "
         "are resampled by family, because members of a family are near copies; your own models "
         f"are fixed. CIs generalise to {results.population}.",
@@ -64,30 +72,6 @@ def section(results: Results) -> Section | None:
                 lines,
             ),
         ],
-    )
-
-
-def _heading(means: pandas.DataFrame) -> str:
-    """How many methods are above and below the line by their own 95% CI, which is not corrected for
-    their number."""
-    tuned = means[means["method"] != BEFORE]
-    above = int((tuned[f"{ROBUSTNESS}_low"] > 0).sum())
-    below = int((tuned[f"{ROBUSTNESS}_high"] < 0).sum())
-    return (
-        f"{above} of {counted('method', len(tuned))} are significantly above the trend line, "
-        f"{below} below"
-    )
-
-
-def _outside(titled: pandas.DataFrame) -> str:
-    """How many accuracies are outside the range that their dataset's line is fitted over."""
-    shares = titled.dropna(subset=ROBUSTNESS)["extrapolated_pct"]
-    outside = int((shares > 0).sum())
-    if not outside:
-        return ""
-    return (
-        f" {outside} of {len(shares)} accuracies are outside the range that their line is fitted "
-        "over; the extrapolated line is weak evidence there."
     )
 
 

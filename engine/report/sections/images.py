@@ -71,31 +71,22 @@ def gained_and_lost(results: Results) -> Section | None:
     if not changes:
         return None
     classes, methods = results.record.classes, results.record.methods
-    rows, pictures = [], dict[str, list[Picture]]()
-    for change in changes:
-        label, before, after = (classes[k] for k in (change.label, change.before, change.after))
-        by_method = sorted(change.by_method.items(), key=lambda item: (-item[1], item[0]))
-        rows.append(
-            {
-                "model": change.model,
-                "evaluated_on": change.evaluated_on,
-                "change": change.change,
-                "image": change.index,
-                "class": label,
-                "before": before,
-                "after": after,
-                "models": change.rows,
-                "of": change.of,
-                "by_method": ", ".join(f"{methods.get(key, key)} {n}" for key, n in by_method),
-            }
-        )
-        thumbnails = results.record.thumbnails.get(change.evaluated_on, {})
-        if webp := thumbnails.get(str(change.index)):
-            answer = f"{before} before" if change.change == GAINED else f"{after} after"
-            counts = f"{change.change} by {change.rows} of {change.of} models"
-            gallery = f"{change.evaluated_on}: {change.change}{results.of(change.model)}"
-            picture = Picture(f"{label}: {answer}; {counts}", f"data:image/webp;base64,{webp}")
-            pictures.setdefault(gallery, []).append(picture)
+    names = {"index": "image", "label": "class", "rows": "models"}
+    data = pandas.DataFrame(changes).rename(columns=names)
+    for name in ("class", "before", "after"):
+        data[name] = [classes[k] for k in data[name]]
+    counts = [
+        sorted(change.by_method.items(), key=lambda of: (-of[1], of[0])) for change in changes
+    ]
+    data["by_method"] = [", ".join(f"{methods.get(k, k)} {n}" for k, n in of) for of in counts]
+    pictures: dict[str, list[Picture]] = {}
+    for row in data.to_dict("records"):
+        on, change = row["evaluated_on"], row["change"]
+        if webp := results.record.thumbnails.get(on, {}).get(str(row["image"])):
+            answer = f"{row['before']} before" if change == GAINED else f"{row['after']} after"
+            alt = f"{row['class']}: {answer}; {change} by {row['models']} of {row['of']} models"
+            gallery = pictures.setdefault(f"{on}: {change}{results.of(row['model'])}", [])
+            gallery.append(Picture(alt, f"data:image/webp;base64,{webp}"))
     most = max(changes, key=lambda change: change.rows / change.of)
     return Section(
         "images",
@@ -111,7 +102,7 @@ def gained_and_lost(results: Results) -> Section | None:
                 "index in the pack. before: the pretrained model's prediction; after: the most "
                 "frequent prediction of models that lost it. models: how many trained models "
                 "(averages excluded) made this change.",
-                pandas.DataFrame(rows),
+                data,
             )
         ],
         pictures=pictures,

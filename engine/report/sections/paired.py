@@ -32,14 +32,8 @@ def _section(
     """A section with a bar for each method's difference, from the first table. text: ends with the
     intervals' population. difference: its column; caption: what it is, without its interval."""
     data = tables[0].data[["model", "method", *with_ends(difference)]].dropna(subset=difference)
-    figures = charts.by_model(
-        results,
-        key,
-        f"{caption}, in points, with 95% CIs",
-        data,
-        (difference, "method"),
-        lambda rows: charts.bars(rows, difference),
-    )
+    caption = f"{caption}, in points, with 95% CIs"
+    figures = charts.by_model(results, key, caption, data, (difference, "method"))
     return Section(key, heading, text, figures, tables, is_open=is_open)
 
 
@@ -50,9 +44,8 @@ def leak(results: Results) -> Section | None:
         return None
     data = results.shown[["arm", *ARM]].merge(results.leak, on="arm").drop(columns="arm")
     of_methods = data["downstream"] == ""
-    by_dataset = data[~of_methods]
-    whole = by_dataset["evaluated_on"] == ""
-    by_dataset = by_dataset.assign(evaluated_on=by_dataset["evaluated_on"].mask(whole, "all"))
+    whole = data["evaluated_on"].mask(data["evaluated_on"] == "", "all")
+    by_dataset = data[~of_methods].assign(evaluated_on=whole)
     return _section(
         results,
         "leak",
@@ -171,9 +164,7 @@ def best(results: Results) -> Section | None:
                 f"Each method's mRI minus the best method's, with 95% CIs{results.one_training}. "
                 f"Means over the other datasets: {scores.legend()}. Effective robustness: accuracy "
                 "above the trend line, if there is one.",
-                pandas.concat(
-                    [_against_best(results, model) for model in models], ignore_index=True
-                ),
+                pandas.concat([_against_best(results, of) for of in models], ignore_index=True),
             )
         ],
     )
@@ -200,8 +191,7 @@ def _against_best(results: Results, model: str) -> pandas.DataFrame:
     ranked = results.ranked(model)[["arm", *ARM]]
     tests = results.against(ranked["arm"].iloc[0]).drop(columns=["evaluated_on", "p"])
     means = results.grid.by_arm.merge(ranked["arm"], on="arm").dropna(axis=1, how="all")
-    elsewhere = ["accuracy_pct", "change_pts", "disjoint_change_pts"]  # of other sections
-    means = means.drop(columns=["before_pct"])
+    elsewhere = ["before_pct", "accuracy_pct", "change_pts", "disjoint_change_pts"]  # in sections
     means = means.drop(columns=[end for k in elsewhere for end in with_ends(k)], errors="ignore")
     table = ranked.merge(tests.reset_index(), how="left", on="arm").merge(means, on="arm")
     return table.drop(columns="arm").rename(columns={"p_corrected": "corrected_p"})

@@ -10,7 +10,7 @@ import pandas
 
 from engine.measures.comparisons import SIGNIFICANT, compare_pairs
 from engine.measures.rows import trained_sets
-from engine.measures.tables import extremes, groups, ordered, rows
+from engine.measures.tables import extremes, groups, ordered, rows, with_ends
 from engine.report import charts, tuning
 from engine.report.columns import between
 from engine.report.headline import averaged_over, finding, measured_on
@@ -18,7 +18,7 @@ from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
 from engine.report.text import counted, slug
 
-MRI = ["mRI_pts", "mRI_low", "mRI_high"]
+MRI = with_ends("mRI_pts")
 NEAR = 5  # points of accuracy before fine-tuning within which two models are compared
 X, Y = "on_downstream_dataset_pct", "on_other_datasets_pct"  # of the trade-off
 
@@ -126,7 +126,7 @@ def _matched(results: Results, data: pandas.DataFrame) -> pandas.DataFrame:
             "before_pts": [more.before_pct - fewer.before_pct for more, fewer in pairs],
         }
     )
-    names = ["difference_pts", "difference_low", "difference_high", "corrected_p"]
+    names = [*with_ends("difference_pts"), "corrected_p"]
     if not pairs:
         return table.assign(**{name: pandas.Series(dtype=float) for name in names})
     arms = [(fewer.arm, more.arm) for more, fewer in pairs]
@@ -137,9 +137,13 @@ def _matched(results: Results, data: pandas.DataFrame) -> pandas.DataFrame:
 
 def methods(results: Results) -> Section | None:
     """RI by downstream dataset and mRI of every method; the ranking by mRI."""
-    data = _ranking(results)
-    if data.empty:
+    arms = results.ranked()
+    if arms.empty:
         return None
+    published = pandas.Series([*map(results.published_mri, rows(arms))], arms.index, float)
+    arms = arms.assign(published_mRI_pts=published)
+    numbers = [name for name in map(str, arms) if name.endswith(("_pts", "_pct", "_low", "_high"))]
+    data = arms[["model", "method", "variant", *numbers]].dropna(axis=1, how="all")
     caption = (
         f"mRI with its 95% CI{results.one_training}, in points; mean accuracy on the downstream "
         "dataset and on the other datasets, in percent; mean change on "
@@ -164,20 +168,10 @@ def methods(results: Results) -> Section | None:
             f"mRI in points, with its 95% CI{results.one_training}",
             data[["model", "method", *MRI]],
             ("mRI_pts", "method"),
-            lambda rows: charts.bars(rows, "mRI_pts"),
         ),
         tables=[*(_by_set(results, *of) for of in groups(results.ri, "model")), ranking],
         is_open=True,
     )
-
-
-def _ranking(results: Results) -> pandas.DataFrame:
-    """One row per model and method, best mRI first."""
-    data = results.ranked()
-    values = [results.published_mri(row) for row in rows(data)]
-    data = data.assign(published_mRI_pts=pandas.Series(values, data.index, float))
-    numbers = [name for name in map(str, data) if name.endswith(("_pts", "_pct", "_low", "_high"))]
-    return data[["model", "method", "variant", *numbers]].dropna(axis=1, how="all")
 
 
 def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:

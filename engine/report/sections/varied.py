@@ -60,7 +60,6 @@ def sweep(results: Results) -> Section | None:
                 ],
             ),
             ("mRI_pts", "method"),
-            lambda rows: charts.bars(rows, "mRI_pts"),
         ),
         tables=[
             Table(

@@ -1,7 +1,5 @@
 """Several campaigns in one report."""
 
-from dataclasses import replace
-
 import pytest
 
 from engine import cli
@@ -10,11 +8,10 @@ from engine.report.results import of_campaign
 from helpers import reports
 
 
-def test_models_of_two_campaigns_stand_side_by_side(tmp_path):
-    runs = [reports.finished(tmp_path, name, model=name, seed=k) for k, name in enumerate("ab")]
-    results = merged(runs)
+def test_models_of_two_campaigns_stand_side_by_side(two):
+    results = merged(two)
     assert results.models == ["a", "b"]
-    for run, model in zip(runs, results.models, strict=True):
+    for run, model in zip(two, results.models, strict=True):
         alone = of_campaign(run)
         assert alone.before(model) == results.before(model)
         ri = results.ri[results.ri["model"] == model]
@@ -35,42 +32,35 @@ def test_a_model_of_two_campaigns_is_one_where_they_agree_and_named_after_them_e
 
 @pytest.mark.parametrize(("column", "counts"), [("flat", True), ("mono", False)])
 def test_a_seed_replicate_counts_where_each_campaign_has_one_of_a_shared_column(
-    tmp_path, column, counts
+    two, column, counts
 ):
     """Rows without a second training would pass for rows that no seed changes."""
     runs = []
-    for name, downstreams, on in (("a", ["flat", "mono"], column), ("b", ["flat"], "flat")):
-        run = reports.finished(tmp_path, name, model=name, seed=len(runs))
-        rows = [row for row in run.record.evaluations if row.downstream in ("", *downstreams)]
+    for run, columns, on in zip(two, (["flat", "mono"], ["flat"]), (column, "flat"), strict=True):
+        rows = [row for row in run.record.evaluations if row.downstream in ("", *columns)]
         again = [row for row in rows if row.downstream == on]
-        record = replace(run.record, downstreams=downstreams, evaluations=rows, replicates=again)
-        runs.append(replace(run, record=record))
+        runs.append(reports.changed(run, downstreams=columns, evaluations=rows, replicates=again))
     assert merged(runs).covers_training == counts
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"sets": ("flat", "mono")}, "campaign b has the datasets flat, mono and upstream up"),
-        ({"downstreams": ["mono"]}, "no downstream dataset in common"),
+        ({"sets": ["flat", "mono"]}, "campaign b has the datasets flat, mono and upstream up"),
+        ({"downstreams": ["up"]}, "no downstream dataset in common"),
         ({"sweep": [{"optimizer.lr": 0.1}]}, "b is a sweep"),
         ({"version": 2}, "b has version 2 of drawings, and a version 1"),
     ],
 )
-def test_campaigns_that_are_not_of_one_grid_are_refused(tmp_path, values, words):
-    runs = [
-        reports.finished(tmp_path, "a", downstreams=["flat"]),
-        reports.finished(tmp_path, "b", **values),
-    ]
+def test_campaigns_that_are_not_of_one_grid_are_refused(two, values, words):
     with pytest.raises(ValueError, match=words):
-        merged(runs)
+        merged([two[0], reports.changed(two[1], **values)])
 
 
-def test_the_command_takes_folders(tmp_path, capsys):
-    runs = [reports.finished(tmp_path, name, model=name, seed=k) for k, name in enumerate("ab")]
-    folders = [str(run.place.campaign) for run in runs]
+def test_the_command_takes_folders(two, tmp_path, capsys):
+    folders = [str(run.place.campaign) for run in two]
     assert cli.main(["report", folders[0]]) == 0
-    assert str(runs[0].place.report / "index.html") in capsys.readouterr().out
+    assert str(two[0].place.report / "index.html") in capsys.readouterr().out
     assert cli.main(["report", folders[0], "seeds=5"]) == 2
     assert "seeds=5: a folder is reported as it ran" in capsys.readouterr().err
     assert cli.main(["report", *folders]) == 2

@@ -1,21 +1,21 @@
 """What each section says, against the numbers that it is made of."""
 
-import dataclasses
-
-import msgspec
 import numpy as np
 import pandas
 import pytest
 
+from engine.campaigns.job_states import Attempt
 from engine.campaigns.record import Row
 from engine.measures.rows import PRE
 from engine.measures.tables import extremes
 from engine.report import charts, sections
-from engine.report.published import read_published
+from engine.report.merged import merged
 from engine.report.results import Results
 from engine.report.section import Section
+from engine.report.sections import about, changes
 from engine.report.text import signed
 from helpers import made_results, reports
+from helpers.reports import changed
 from helpers.stores import SETS
 
 CHANGE = ["change_pts", "change_low", "change_high"]
@@ -27,7 +27,8 @@ def results(report) -> Results:
 
 
 def section(results: Results, key: str) -> Section:
-    return next(built for built in sections.of(results) if built.key == key)
+    made = (maker(results) for maker in sections.SECTIONS)
+    return next(built for built in made if built is not None and built.key == key)
 
 
 def test_the_ranking_is_sorted_and_has_every_method(results):
@@ -102,55 +103,6 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
     assert names == ["pretrained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
 
 
-def test_published_numbers_stand_beside_those_of_their_model_and_variant_only():
-    slides = read_published()
-
-    def ranking(model: str) -> pandas.DataFrame:
-        paper = [(model, "lwf", "paper", None, "", i, j, 55) for i in SETS for j in (*SETS, "up")]
-        made = made_results.of_arms(
-            {("fine_tune", None, ""): (60, 55), ("lwf", None, ""): (60, 55)},
-            models=[model],
-            more=paper,
-        )
-        made = dataclasses.replace(made, published=slides)
-        return section(made, "ranking").tables[1].data.set_index("method")
-
-    assert "published_mRI_pts" not in ranking("LAION-2B")  # ours is over three sets
-    slides = msgspec.structs.replace(slides, sets=dict.fromkeys([*SETS, "up"], ""))
-    numbers = slides.models["LAION-2B"].mri
-    for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
-        shown = ranking(model)["published_mRI_pts"].dropna()
-        assert dict(shown) == {"FT": numbers["fine_tune"], "LwF (paper)": numbers["lwf"]}
-    assert "published_mRI_pts" not in ranking("other")
-
-
-def test_fine_tuning_upstream_has_a_published_mri_over_the_sets_of_the_campaign():
-    names = {"a": "IN-V2", "b": "IN-A", "c": "IN-C", "up": "IN-1K"}
-    slides = read_published()
-    of = slides.models["LAION-2B"]
-    of = msgspec.structs.replace(of, fine_tuned={"up": of.fine_tuned["imagenet_val"]})
-    slides = msgspec.structs.replace(slides, sets=names, models={"LAION-2B": of})
-    cells = [("LAION-2B", "pre", "", None, "", "", on, 50.0) for on in names]
-    for method in ("fine_tune", "lwf"):
-        at = ("LAION-2B", method, "canonical", None, "", "up")
-        cells += [(*at, on, 40.0) for on in names]
-    for sets in (("a", "b"), ("a", "b", "c")):
-        here = [cell for cell in cells if cell[6] in (*sets, "up")]
-        made = made_results.of_cells(here, sets=list(sets), downstreams=["up"])
-        made = dataclasses.replace(made, published=slides)
-        shown = section(made, "ranking").tables[1].data.set_index("method")["published_mRI_pts"]
-        after = of.fine_tuned["up"]["fine_tune"]
-        changes = [after[names[s]] - of.before[names[s]] for s in sets]
-        assert dict(shown.dropna()) == {"FT": pytest.approx(np.mean(changes))}
-        held_out = section(changed(made, holdout=True), "ranking").tables[1].data
-        assert "published_mRI_pts" not in held_out
-
-
-def changed(results: Results, **values) -> Results:
-    """The results with other values of their record."""
-    return dataclasses.replace(results, record=dataclasses.replace(results.record, **values))
-
-
 def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(results):
     matrix = results.record.matrix()
     matrix.values[0, 1] = matrix.values[1, 0] = np.nan
@@ -221,3 +173,69 @@ def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
     assert note in section(marked, "ranking").tables[-1].caption
     assert note in section(marked, "trade-off").text
     assert "chosen by" not in section(results, "trade-off").text
+
+
+def test_fine_tuning_upstream_shows_each_set_and_the_mean_change():
+    arms = {(method, None, ""): (95, 50) for method in ("fine_tune", "lwf")}
+    upstream = [
+        ("lite0", method, "canonical", alpha, "", "up", on, 100 if on == "up" else 30)
+        for method, alpha, _ in arms
+        for on in (*SETS, "up")
+    ]
+    section = changes.tuned_outside(made_results.of_arms(arms, more=upstream))
+    assert section.heading.startswith("After fine-tuning on up, accuracy changes by −")
+    data = section.tables[0].data
+    ft = data[data["method"] == "FT"].set_index("evaluated_on")
+    assert ft.index[0] == "up" and set(ft.index) == {"up", *SETS}
+    assert ft.loc["up", "accuracy_pct"] == 100
+    assert (ft["change_pts"] == ft["accuracy_pct"] - ft["before_pct"]).all()
+    assert "published_change_pts" not in data
+    assert len(section.figures) == 1 and len(section.figures[0].data) == 2 * 4
+
+
+HOUR = 3600.0
+ATTEMPTS = [
+    Attempt("prepare", "prepare", 0.0, 0.5 * HOUR, "A100"),
+    Attempt("column-a", "column", HOUR, 2 * HOUR, "A100", 1, "no room"),
+    Attempt("column-a", "column", 3 * HOUR, 5 * HOUR, "A100"),
+    Attempt("column-b", "column", HOUR, 4 * HOUR, "A100"),
+    Attempt("column-c", "column", HOUR, None, "A100"),
+]
+
+
+def settings_table(results: Results, name: str) -> list[dict]:
+    tables = {table.name: table.data for table in about.what_was_run(results).tables}
+    return tables[name].to_dict("records")
+
+
+def test_models_are_counted_once():
+    """One per model, method, dataset fine-tuned on and seed, however many alphas and datasets
+    evaluated on it has."""
+    arms = {("fine_tune", None, ""): (60, 55)}
+    arms |= {("wise_ft", alpha, ""): (60, 55) for alpha in (0.0, 0.5, 1.0)}
+    models = f"{2 * len(made_results.SETS)} models"
+    made = about.what_was_run(made_results.of_arms(arms, attempts=ATTEMPTS))
+    assert made.heading == f"{models}, 6.5 h of jobs"
+    made = about.what_was_run(made_results.of_arms(arms))  # an earlier campaign's cells
+    assert made.heading == f"{models}, found in the store"
+
+
+def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():
+    results = made_results.of_arms({("fine_tune", None, ""): (60, 55)}, attempts=ATTEMPTS)
+    rows = settings_table(results, "hours")
+    assert [(row["stage"], row["jobs"], row["attempts"], row["job_hours"]) for row in rows] == [
+        ("prepare", 1, 1, 0.5),
+        ("column", 2, 3, 6.0),
+    ]
+    assert about.what_was_run(results).heading.endswith(" models, 6.5 h of jobs")
+    rows = settings_table(results, "failed-attempts")
+    assert [(row["job"], row["hours"]) for row in rows] == [("column-a", 1.0), ("column-c", 0.0)]
+    assert rows[0]["why"] == "no room" and "killed" in rows[1]["why"]
+
+
+def test_columns_that_not_all_campaigns_have_are_left_out_and_named(two):
+    results = merged([two[0], reports.changed(two[1], downstreams=["flat", "mono"])])
+    assert results.record.downstreams == ["flat", "mono"]
+    assert set(results.grid.cells["downstream"]) == {"", "flat", "mono"}
+    missing = {"column": "sketch", "reason": "not a column of all campaigns", "campaign": "a"}
+    assert settings_table(results, "missing-columns") == [missing]

@@ -1,7 +1,5 @@
 """The section of CKA: means by depth, the scatter against accuracy, and correlations."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas
 import pytest
@@ -10,6 +8,7 @@ from scipy.stats import spearmanr
 from engine.measures.rows import PRE, Arm
 from engine.report.sections import cka
 from helpers.made_results import TITLES, drawn, of_cells, results, row
+from helpers.reports import changed
 from helpers.stores import SETS
 
 BLOCKS = ("blocks.0", "blocks.1", "blocks.2")
@@ -40,7 +39,7 @@ def of_grid(tmp_path_factory):
 
 @pytest.mark.parametrize("stored", [None, []])
 def test_without_cka_there_is_no_section(of_grid, stored):
-    assert cka.section(replace(of_grid, record=replace(of_grid.record, cka=stored))) is None
+    assert cka.section(changed(of_grid, cka=stored)) is None
 
 
 def test_the_scatter_has_mean_cka_and_the_change_in_accuracy(of_grid):
@@ -64,7 +63,7 @@ def test_few_datasets_have_no_test_and_a_missing_number_stays_missing(of_grid):
         "3 downstream datasets are too few to test whether features that changed less go with "
         "higher accuracy"
     )
-    missing = cka.section(replace(of_grid, record=replace(of_grid.record, cka=rows(missing=True))))
+    missing = cka.section(changed(of_grid, cka=rows(missing=True)))
     assert missing.tables[0].data["cka"].isna().sum() == 1
 
 
@@ -123,8 +122,7 @@ def test_cka_along_training_starts_at_the_pretrained_model(of_grid):
         for step in (1, 8)
         if row["method"] == "lwf"
     ]
-    made = replace(of_grid, record=replace(of_grid.record, cka=[*rows(), *during]))
-    section = cka.section(made)
+    section = cka.section(changed(of_grid, cka=[*rows(), *during]))
     assert [table.name for table in cka.section(of_grid).tables] == ["cka"]
     plain = cka.section(of_grid).tables[0].data
     pandas.testing.assert_frame_equal(section.tables[0].data, plain)

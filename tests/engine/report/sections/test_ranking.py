@@ -1,4 +1,4 @@
-"""The section on samples seen in pretraining."""
+"""The sections on samples seen in pretraining and on the trade-off."""
 
 import pytest
 
@@ -61,3 +61,14 @@ def test_models_that_start_apart_are_not_compared():
     section = ranking.by_samples_seen(made(samples_seen={"large": 10, "tiny": 5}))
     assert section.heading == "No two models start within 5 points of each other"
     assert section.tables[1].data.empty
+
+
+def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets():
+    """Where the set fine-tuned on is none of the others, the two accuracies are of unlike sets."""
+    before = {name: 40 + 10 * k for k, name in enumerate((*SETS, "up"))}
+    cells = [("lite0", PRE, "", None, "", "", on, accuracy) for on, accuracy in before.items()]
+    cells += [("lite0", "fine_tune", "canonical", None, "", "up", on, 30) for on in before]
+    section = ranking.trade_off(of_cells(cells, downstreams=["up"]))
+    points = section.figures[0].data.set_index("label")
+    assert points.loc["pretrained", "on_downstream_dataset_pct"] == before["up"] == 70
+    assert points.loc["pretrained", "on_other_datasets_pct"] == pytest.approx(50)

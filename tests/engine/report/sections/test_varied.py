@@ -1,4 +1,4 @@
-"""The sections on a sweep and on varied keys: nothing is chosen by test sets."""
+"""The sections on a sweep and on varied keys: figures, and nothing is chosen by test sets."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.campaigns.record import Row
-from engine.measures.rows import PLAIN, PRE, Evaluation, Setting
+from engine.measures.rows import PLAIN, PRE, Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results
 from engine.report.section import Section
@@ -109,55 +109,39 @@ def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
 def test_rules_choose_by_the_stored_predictions(tmp_path: Path) -> None:
     """The halves, computed again from each file's images: every second concept is a half."""
     rng, rates, evaluations = np.random.default_rng(0), (1e-4, 3e-4, 1e-3), []
-    hits: dict[tuple[str, float, str], np.ndarray] = {}
-    for place in (*SETS, "up"):
-        path = tmp_path / f"{place}.parquet"
-        pq.write_table(stores.table(rng.random(60) < 0.4), path)
-        evaluations.append(stores.cell(path, PRE, "", place))
-    for rate, method, downstream, place in itertools.product(rates, TITLES, SETS, (*SETS, "up")):
-        path = tmp_path / f"{rate}-{method}-{downstream}-{place}.parquet"
-        right = rng.random(60) < 0.5
+    hits: dict[tuple[float | None, str, str, str], np.ndarray] = {}
+    cells = [(None, PRE, "", on) for on in (*SETS, "up")]
+    cells += itertools.product(rates, TITLES, SETS, (*SETS, "up"))
+    for number, (rate, method, downstream, on) in enumerate(cells):
+        path = tmp_path / f"{number}.parquet"
+        hits[rate, method, downstream, on] = right = rng.random(60) < (0.5 if downstream else 0.4)
         pq.write_table(stores.table(right), path)
-        if place == downstream:
-            hits[method, rate, place] = right
-        made = stores.cell(path, method, downstream, place)
-        evaluations.append(replace(made, setting=Setting({"optimizer.lr": rate})))
+        varied_by = Setting({"optimizer.lr": rate} if rate else {})
+        evaluations.append(replace(stores.cell(path, method, downstream, on), setting=varied_by))
+
+    def ri(rate: float, method: str, i: str) -> float:
+        others = [j for j in SETS if j != i]
+        before, after = (
+            [hits[*of, j].mean() for j in others] for of in ((None, PRE, ""), (rate, method, i))
+        )
+        return 100 * (np.mean(after) - np.mean(before))
+
     found = tuning.tuned(of_evaluations(evaluations, holdout=True, rows=ROWS))
-    ri = found_ri(evaluations)
     half = (np.arange(60) // 2).astype(str)  # concepts, whose names are sorted as text
     is_first = np.isin(half, sorted(set(half), key=lambda name: f"concept-{name}")[::2])
     for method, title in TITLES.items():
         of_rule, accuracies, same = [], [], []
-        for chooses in (is_first, ~is_first):
-            for place in SETS:
-                best = max(rates, key=lambda rate: hits[method, rate, place][chooses].mean())
-                usual = max(rates, key=lambda rate: hits[method, rate, place].mean())
-                of_rule.append(ri[method, best, place])
-                accuracies.append(100 * hits[method, best, place][~chooses].mean())
-                same.append(100 * (best == usual))
+        for chooses, place in itertools.product((is_first, ~is_first), SETS):
+            own = {rate: hits[rate, method, place, place] for rate in rates}
+            best = max(rates, key=lambda rate: own[rate][chooses].mean())
+            usual = max(rates, key=lambda rate: own[rate].mean())
+            of_rule.append(ri(best, method, place))
+            accuracies.append(100 * own[best][~chooses].mean())
+            same.append(100 * (best == usual))
         rule = found.rules.query(f"method == '{title}' and rule.str.startswith('one half')")
         expected = [np.mean(of_rule), np.mean(accuracies), np.mean(same)]
         assert rule.iloc[0, 2:].tolist() == pytest.approx(expected)
     assert found.rules["same_choice_pct"].nunique() > 2, "the rules differ here"
-
-
-def found_ri(evaluations: Sequence[Evaluation]) -> dict[tuple[str, float, str], float]:
-    """RI by method, rate and downstream dataset, from the files."""
-    accuracy = {}
-    for row in evaluations:
-        made = pq.read_table(row.path)
-        hit = made["top1"].to_numpy() == made["label"].to_numpy()
-        accuracy[row.method, row.setting.get("optimizer.lr"), row.downstream, row.evaluated_on] = (
-            100 * hit.mean()
-        )
-    others = {i: [j for j in SETS if j != i] for i in SETS}
-    return {
-        (method, rate, i): np.mean(
-            [accuracy[method, rate, i, j] - accuracy[PRE, None, "", j] for j in others[i]]
-        )
-        for method, rate, i, _ in accuracy
-        if method != PRE
-    }
 
 
 def test_trials_are_choices_whose_values_are_listed() -> None:
@@ -237,3 +221,44 @@ def test_a_methods_rate_is_marked_where_held_out_images_choose_it() -> None:
     words = "By learning rate, fine-tuning's mRI ranges from −10.0 (0.001) to +30.0 (0.0001)"
     assert words in section.text, "the heading is the tuned methods'"
     assert varied.section(two_methods(holdout=False)).heading == words
+
+
+def in_settings(settings: dict[str, float]) -> Results:
+    """FT and LwF in each setting, whose accuracy elsewhere is the setting's."""
+    arms = {(method, None, of): (95.0, settings[of]) for of in settings for method in TITLES}
+    return of_arms(arms)
+
+
+def test_the_heading_has_the_range_of_fine_tuning():
+    section = varied.section(in_settings({"dataset.shots=0": 90, "dataset.shots=1": 20}))
+    row = section.tables[0].data.iloc[0]
+    assert row["method"] == "FT" and row["value"] == "1"
+    assert row["mRI_low"] < row["mRI_pts"] < row["mRI_high"]
+    assert row["on_downstream_dataset_pct"] == pytest.approx(95)
+    assert section.heading == (
+        "By images per class, fine-tuning's mRI ranges from −30.0 (1) to +40.0 (all)"
+    )
+
+
+def test_figures_draw_all_after_the_largest_number_and_name_methods_once():
+    section = varied.section(in_settings({f"dataset.shots={k}": 50 for k in (0, 1, 4)}))
+    (mri,) = section.figures
+    assert mri.name == "shots-lite0"
+    assert list(mri.data["x"]) == [1, 4, 8] * 2
+    assert list(mri.data["value"]) == ["1", "4", "all"] * 2
+    assert set(mri.data["method"]) == {"FT", "LwF"}
+    axis = mri.spec["encoding"]["x"]
+    assert axis["scale"]["type"] == "log" and axis["axis"]["values"] == [1, 4, 8]
+    assert "datum.value === 8.0 ? 'all'" in axis["axis"]["labelExpr"]
+
+
+def test_curves_are_in_order_with_one_for_each_of_what_else_varies():
+    settings = [f"dataset.fraction={p},train.epochs={e}" for e in (1, 3) for p in (1.0, 0.1)]
+    made = in_settings(dict.fromkeys(settings, 50))
+    assert varied.points(made, "dataset.shots").empty
+    points = varied.points(made, "dataset.fraction")
+    fine_tune = points[points["key"] == "fine_tune"]
+    expected = [(f"train.epochs={e}", fraction) for e in (1, 3) for fraction in (0.1, 1.0)]
+    assert list(zip(fine_tune["rest"], fine_tune["x"], strict=True)) == expected
+    rest = ("epochs 1", "epochs 3")
+    assert set(points["method"]) == {f"{method}, {x}" for method in ("FT", "LwF") for x in rest}
