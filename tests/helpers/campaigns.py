@@ -17,12 +17,14 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns import job_states, workflow
+from engine.campaigns import job_states, record, workflow
 from engine.campaigns.column_job import make_column
 from engine.campaigns.distances_job import make_distances
 from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan, plan_to_json, read_plan
+from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.prepare_job import prepare
+from engine.campaigns.record import FinishedCampaign
 from engine.commands import job
 from engine.recipe.overrides import parsed
 from helpers import grids
@@ -158,6 +160,11 @@ def do(plan: Plan, name: str) -> None:
         make_column(plan, column, device)
 
 
+def plan_of(file: Path | str, *words: str, cores: int = 1) -> Plan:
+    """The plan of a campaign, which is not written."""
+    return make_plan(str(file), parsed(words), cores)
+
+
 def planned(folder: Path, *words: str, name: str = "shapes") -> Plan:
     """The plan of a campaign, on disk."""
     plan = make_plan(str(folder / f"{name}.yaml"), parsed(words), 2, run_users=True)
@@ -175,6 +182,12 @@ def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     for job_name in plan.jobs:
         do(plan, job_name)
     return plan.place.report
+
+
+def of_report(report: Path) -> FinishedCampaign:
+    """The campaign that left a report's folder, from its record."""
+    (place,) = (report.parent / "plans").iterdir()
+    return record.read(PlanFolder(place))
 
 
 def unfinished(finished: Path, runs: Path) -> Path:

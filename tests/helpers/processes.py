@@ -12,6 +12,10 @@ import psutil
 from helpers.grids import environment
 
 ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_TORCH = {  # variables of a Python that lacks torch and what needs it
+    "WITHOUT_PACKAGES": "torch,timm,deepspeed,triton,open_clip,ffcv",
+    "PYTHONPATH": f"{ROOT / 'tests' / 'without_packages'}:{ROOT}",
+}
 
 
 def run(

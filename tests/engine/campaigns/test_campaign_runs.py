@@ -13,10 +13,8 @@ import pytest
 
 from engine import cli
 from engine.campaigns import job_states
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import PREPARE
 from engine.commands import job
-from engine.recipe.overrides import parsed
 from helpers import campaigns
 from helpers.campaigns import SETS, rows, started
 from helpers.processes import until
@@ -148,7 +146,7 @@ def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, 
     runs = shutil.copytree(finished, tmp_path / "runs")
     words = ["optimizer.lr=1e20", "train.warmup_steps=0", "dataset.sets=[outline,tinted]"]
     words = [str(folder / "shapes.yaml"), f"runs={runs}", *words]
-    plan = make_plan(words[0], parsed(words[1:]), 1)
+    plan = campaigns.plan_of(*words)
     done = plan.place.path / job_states.DONE / PREPARE
     done.parent.mkdir(parents=True)
     done.touch()

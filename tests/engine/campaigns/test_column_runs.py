@@ -9,9 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine import cli
-from engine.campaigns import record
 from engine.campaigns.find_campaign import find_campaign
-from engine.campaigns.plan_folder import PlanFolder
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.errors import CampaignError, DivergedError
@@ -147,14 +145,9 @@ def test_a_setting_of_the_plain_grid_is_found_and_not_made_again(folder, finishe
     of_few = {key(row) for row in plain if row["downstream"] == "few"}
     assert {key(row) for row in varied if row["setting"] == "optimizer.lr=0.02"} == of_few
     assert {key(row) for row in varied if row["setting"] == "optimizer.lr=0.001"} != of_few
-    command = [
-        "export",
-        str(folder / "varied.yaml"),
-        f"runs={folder / 'runs'}",
-        "--downstream",
-        "few",
-    ]
-    assert cli.main([*command, "--method", "fine_tune", "--out", str(folder / "exported")]) == 2
+    command = ["export", str(folder / "varied.yaml"), f"runs={folder / 'runs'}"]
+    command += ["--downstream", "few", "--method", "fine_tune", "--out", str(folder / "exported")]
+    assert cli.main(command) == 2
     assert "add --setting, one of optimizer.lr=0.02, optimizer.lr=0.001" in capsys.readouterr().err
 
 
@@ -171,8 +164,7 @@ def test_variants_and_alphas_stand_side_by_side(folder, finished):
     titles = ("LwF ", "LwF (paper) ", "WiSE-FT ", "WiSE-FT, alpha 0.3 ", "Soup ", "Soup (paper) ")
     assert all(f"\n{title}" in table for title in titles)
     assert "<title>variants: robustness after fine-tuning" in page, "not the path of its file"
-    (file,) = (folder / "runs").glob("variants*/plans/*/evaluations.json")
-    variants = record.read(PlanFolder(file.parent))
+    variants = campaigns.of_report(report)
     evaluations = variants.record.evaluations
     headlines = [row for row in evaluations if row.headline and row.evaluated_on == "few"]
     assert [(row.method, row.variant, row.alpha) for row in headlines] == [

@@ -27,14 +27,12 @@ from engine.campaigns.events import (
     recorded,
 )
 from engine.campaigns.job_states import FAILED, FINISHED, RUNNING, WAITING, JobState, read_job
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import REPORT, Column
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import slurm
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
 from engine.machine.files import write_atomic
-from engine.recipe.overrides import parsed
 from engine.report import exports, finish
 from engine.report.section import Section, Table
 from helpers import campaigns
@@ -99,10 +97,8 @@ def test_states_follow_the_events(tmp_path):
     assert state(place, BEGUN).progress.done == 2
     queued = state(place, Queued())
     assert queued.state == WAITING and queued.progress is None and not queued.current
-    assert [attempt.failure for attempt in queued.attempts] == [
-        "failed (exit code 9)",
-        "was killed",
-    ]
+    ends = ["failed (exit code 9)", "was killed"]
+    assert [attempt.failure for attempt in queued.attempts] == ends
     assert state(place, BEGUN, Ended()).state == RUNNING, "until its marker is there"
     job_states.set_done(place, JOB)
     assert read_job(place, JOB).state == FINISHED
@@ -168,7 +164,7 @@ def test_a_job_tells_by_its_code_whether_another_attempt_can_help(error, code, m
 @pytest.mark.slow
 def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     """They do not run the job and ask for little time; of the others the last words are told."""
-    plan = make_plan(str(folder / "shapes.yaml"), parsed([f"runs={tmp_path}"]), 1)
+    plan = campaigns.plan_of(folder / "shapes.yaml", f"runs={tmp_path}")
     plan = dataclasses.replace(plan, columns=tuple(Column(name) for name in ENDS))
     place = plan.place.path
     script = place / "job.sh"
@@ -197,22 +193,16 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     assert shown["column-user-error"].startswith("column-user-error failed (exit code 2)")
     assert "resumes from its last checkpoint" in shown["column-preempted"]
     assert "was killed (SIGKILL), as the kernel does when" in shown["column-killed"]
-    assert shown["column-left"].startswith(
-        "column-left ended without a result (exit code 0)\n  last message: goodbye\n"
-    )
+    left = "column-left ended without a result (exit code 0)\n  last message: goodbye\n"
+    assert shown["column-left"].startswith(left)
     assert all(f"{place}/logs/{job}.log" in text for job, text in shown.items())
     (tmp_path / "store").mkdir()
     job_states.begin(plan)  # the next command tries all of them again
-    states = job_states.read_jobs(plan)
-    assert Counter(state.state for state in states.values()) == {
-        WAITING: len(ENDS) + 1,
-        FINISHED: 2,
-    }
+    counted = Counter(state.state for state in job_states.read_jobs(plan).values())
+    assert counted == {WAITING: len(ENDS) + 1, FINISHED: 2}
     (tmp_path / "store").rmdir()
     job_states.begin(plan)
-    assert not job_states.is_done(plan.place, "prepare"), (
-        "a marker without a store counts for nothing"
-    )
+    assert not job_states.is_done(plan.place, "prepare"), "a marker without a store is nothing"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 
 from engine import cli
 from engine.campaigns import seal, workflow
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import Column, Plan, check_modules, plan_to_json, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.data import packs
@@ -19,6 +18,7 @@ from engine.recipe.catalogue import ROOT
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe, recipe_of_sections
 from helpers import campaigns
+from helpers.campaigns import plan_of
 from loaders.files.typed_json import DamagedFile
 from loaders.pack import MANIFEST
 
@@ -26,14 +26,14 @@ VARY = "{optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}"
 
 
 def planned(folder: Path, *words: str, cores: int = 2) -> Plan:
-    return make_plan(str(folder / "shapes.yaml"), parsed(words), cores)
+    return plan_of(folder / "shapes.yaml", *words, cores=cores)
 
 
 def of_text(folder: Path, tmp_path: Path, text: str, *words: str) -> Plan:
     """The plan of the campaign with more lines in its file."""
     file = tmp_path / "of_text.yaml"
     file.write_text((folder / "shapes.yaml").read_text() + text)
-    return make_plan(str(file), parsed([f"runs={tmp_path / 'runs'}", *words]), 2)
+    return plan_of(file, f"runs={tmp_path / 'runs'}", *words)
 
 
 def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path, monkeypatch):
@@ -61,7 +61,7 @@ def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path,
     assert len({plan.place.campaign for plan in others}) == len(others)
     assert len({plan.place.name for plan in others}) == len(others)
     monkeypatch.chdir(folder)
-    assert make_plan("shapes.yaml", parsed([f"runs={tmp_path / 'r'}"]), 1).place == plain.place
+    assert plan_of("shapes.yaml", f"runs={tmp_path / 'r'}").place == plain.place
 
 
 def test_threads_of_a_column_share_the_cores(folder):
@@ -236,7 +236,7 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
     for rate in (0.02, 0.03):
         changed = f"fine_tune: {{optimizer: {{lr: {rate}}}}}"
         file.write_text((folder / "shapes.yaml").read_text().replace("fine_tune: {}", changed))
-        plan = make_plan(str(file), parsed(words))
+        plan = plan_of(file, *words)
         paths.add(plan.place)
         (cell,) = plan.cells(plan.columns[1])
         needed = cell.needs["fine_tune"].recipe
@@ -254,15 +254,15 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
     words, opened = ("methods=[fine_tune]",), "dataset.test_only=[]"
     sets = load_recipe("imagenet_rib").dataset.sets
     for name in ("imagenet_rib", "imagenet_rib_paper"):
-        plan = make_plan(name, parsed(words), 1)
+        plan = plan_of(name, *words)
         assert plan.sets == tuple(sets) and "objectnet" in sets
         assert plan.downstreams == [name for name in sets if name != "objectnet"]
-        eight = make_plan(name, parsed((*words, opened)), 1)
+        eight = plan_of(name, *words, opened)
         assert eight.downstreams == sets and eight.place != plan.place
-    few = (*words, "downstreams=[objectnet,imagenet_a]")
-    assert make_plan("imagenet_rib", parsed((*few, opened)), 1).downstreams[0] == "objectnet"
-    cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
-    assert load_recipe(cell[0], parsed([*cell[1], opened])).downstream == "objectnet"
+    few = plan_of("imagenet_rib", *words, opened, "downstreams=[objectnet,imagenet_a]")
+    assert few.downstreams[0] == "objectnet"
+    cell = load_recipe("imagenet_rib/fine_tune", parsed(["downstream=objectnet", opened]))
+    assert cell.downstream == "objectnet"
 
 
 def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):

@@ -14,11 +14,10 @@ from engine.campaigns.find_campaign import find_campaign
 from engine.campaigns.plan import REPORT
 from engine.recipe.overrides import parsed
 from helpers import reports
-from helpers.processes import ROOT, run
+from helpers.processes import WITHOUT_TORCH, run
 from loaders.files import typed_json
 from loaders.files.typed_json import DamagedFile
 
-ABSENT = "torch,timm,deepspeed,triton,open_clip,ffcv"
 METRICS = """
 import sys
 
@@ -51,9 +50,8 @@ def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
         shutil.copy2(file, place)
     hidden = f"{(folder / 'images').resolve()}:{finished}"
     command = ["report", str(folder / "shapes.yaml"), f"runs={moved}", "--compare"]
-    paths = f"{ROOT / 'tests' / 'without_packages'}:{ROOT}"
     program = [sys.executable, "-c", METRICS, hidden, *command]
-    process = run(program, WITHOUT_PACKAGES=ABSENT, PYTHONPATH=paths)
+    process = run(program, **WITHOUT_TORCH)
     assert process.returncode == 0, process.stderr
     assert expected["table.txt"].decode() in process.stdout
     assert "paired over the same" in process.stdout

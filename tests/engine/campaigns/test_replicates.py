@@ -5,15 +5,12 @@ import shutil
 import pytest
 
 from engine import cli
-from engine.campaigns import job_states, record
-from engine.campaigns.make_plan import make_plan
-from engine.campaigns.plan_folder import PlanFolder
-from engine.recipe.overrides import parsed
+from engine.campaigns import job_states
 from helpers import campaigns
 
 
 def columns(name: str, *words: str) -> list[tuple[str, bool]]:
-    plan = make_plan(name, parsed(words))
+    plan = campaigns.plan_of(name, *words)
     return [(column.name, column.is_replicate) for column in plan.columns]
 
 
@@ -23,7 +20,7 @@ def test_the_middle_columns_are_trained_again_with_the_next_seed():
     two = columns("emoji", "replicates=2", "seed=4")[8:]
     assert two == [("noto-v1,seed=5", True), ("emojione-monotone,seed=5", True)]
     assert columns("imagenet_rib")[7:] == [("imagenet_sketch,seed=1", True)]
-    plan = make_plan("emoji", [])
+    plan = campaigns.plan_of("emoji")
     assert {cell.recipe.seed for cell in plan.cells(plan.columns[-1])} == {1}
     assert plan.downstreams == names and len(plan.jobs) == 12
 
@@ -63,16 +60,16 @@ def test_a_replicate_trains_one_column_again_and_leaves_all_cells_as_they_are(
     page = (report / "index.html").read_text()
     assert "Models on tinted were trained a second time" in page and "(one training)" not in page
     assert "(one training)" in (plain / "index.html").read_text()
-    (place,) = (path.parent for path in runs.glob("shapes-*/plans/*/evaluations.json"))
-    replicates = record.read(PlanFolder(place)).record.replicates
+    replicated = campaigns.of_report(report)
+    place, replicates = replicated.place, replicated.record.replicates
     assert {row.seed for row in replicates} == {1}
     assert {row.downstream for row in replicates} == {"tinted"}
     assert {row.method: row.trains for row in replicates} == {
         "fine_tune": True, "linear_probe": True, "wise_ft": False}  # fmt: skip
 
     # Where the replicate alone is unfinished, the report is that of one training.
-    (place / job_states.DONE / "column-tinted,seed=1").unlink()
-    PlanFolder(place).record.unlink()
+    (place.path / job_states.DONE / "column-tinted,seed=1").unlink()
+    place.record.unlink()
     assert cli.main(["report", str(report.parent)]) == 0
     page = (report / "index.html").read_text()
     assert "(one training)" in page and "tinted,seed=1 are not in this report" in page

@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from engine.campaigns import reuse
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.parts import Distances, Models, Preparation, write_part
 from engine.campaigns.plan import DISTANCES, PREPARE, Plan, plan_to_json
 from engine.machine.files import write_atomic
-from engine.recipe import overrides
 from engine.store import artifacts
 from engine.store.artifacts import Store
+from helpers.campaigns import plan_of
 from helpers.runs_folders import finish
 from loaders.files.names import identifier
 
@@ -21,7 +20,7 @@ COLUMNS = ["column-twemoji", "column-openmoji", f"column-{identifier('noto-mono'
 
 
 def planned(runs: Path, *words: str) -> Plan:
-    return make_plan("emoji", overrides.parsed((f"runs={runs}", *WORDS, "replicates=0", *words)))
+    return plan_of("emoji", f"runs={runs}", *WORDS, "replicates=0", *words)
 
 
 @pytest.fixture

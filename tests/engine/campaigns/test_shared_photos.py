@@ -4,8 +4,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from engine.campaigns import record
-from engine.campaigns.plan_folder import PlanFolder
 from engine.data import splits
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
@@ -42,8 +40,7 @@ def test_models_are_judged_on_photos_that_they_did_not_see_and_the_leak_on_those
         "downstreams=[outline,tinted]",
         "dataset.holdout=0.4",
     )
-    (place,) = (report.parent / "plans").iterdir()
-    run = record.read(PlanFolder(place))
+    run = campaigns.of_report(report)
 
     def photos(row) -> set[str]:
         return set(pq.read_table(row.path)["source"].to_pylist())

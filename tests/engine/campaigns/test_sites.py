@@ -17,20 +17,20 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from engine.campaigns import sites, workflow
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import Plan
 from engine.campaigns.schedulers import RunOptions, slurm
 from engine.campaigns.sites import Site
-from engine.cost import estimate
+from engine.cost import estimate, flops
 from engine.errors import CampaignError
-from engine.recipe.overrides import parsed
+from helpers import campaigns
 from helpers.processes import programs
 
 CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)
 
 
 def plan_of(folder: Path, runs: Path, device: str = "cpu") -> Plan:
-    return make_plan(str(folder / "shapes.yaml"), parsed([f"runs={runs}", f"device={device}"]), 8)
+    words = (f"runs={runs}", f"device={device}")
+    return campaigns.plan_of(folder / "shapes.yaml", *words, cores=8)
 
 
 def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
@@ -93,6 +93,7 @@ class AttributeDict(dict):
 def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, monkeypatch):
     """Start-up counts, and the user's hours and GB come first; a job may have many GPUs."""
     monkeypatch.setattr(slurm, "cluster", lambda partition: CLUSTER)
+    monkeypatch.setattr(flops, "forward_tflops", lambda *_: 1.0)  # takes a second
     options = sites.checked(RunOptions(executor="slurm", gpus_per_job=9))
     plan = plan_of(folder, tmp_path, "auto")
     where = sites.of(options, [plan])
@@ -219,23 +220,18 @@ def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
 
 def test_a_job_that_slurm_refuses_is_told_in_its_words():
     """Snakemake's own last words are only that a job did not complete."""
-    many = "CPU count per node can not be satisfied"
+    refusal, many = of_cluster(CLUSTER).refusal, "CPU count per node can not be satisfied"
     log = (
         f"SLURM sbatch failed. The error message was 'sbatch: error: {many}\nsbatch: error: no'.\n"
     )
-    assert f"refused a job: {many}; no (--cores, " in of_cluster(CLUSTER).refusal(log + log)
-    assert of_cluster(CLUSTER).refusal("At least one job did not complete successfully.") == ""
+    assert f"refused a job: {many}; no (--cores, " in refusal(log + log)
+    assert refusal("At least one job did not complete successfully.") == ""
     for words, hint in (
         ("Batch job submission failed: Resource temporarily unavailable", "see MaxJobCount: run"),
-        (
-            "AssocMaxSubmitJobLimit\nsbatch: error: x (job submit limit, user's size)",
-            "your account",
-        ),
+        ("AssocMaxSubmitJobLimit\nsbatch: error: (job submit limit, user's size)", "your account"),
         ("Requested node configuration is not available", "no node has so much: ask for less by"),
     ):
-        assert hint in of_cluster(CLUSTER).refusal(
-            f"The error message was 'sbatch: error: {words}'."
-        )
+        assert hint in refusal(f"The error message was 'sbatch: error: {words}'.")
 
 
 def test_the_queue_is_emptied_of_this_plan(tmp_path, monkeypatch):

@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from engine.campaigns import job_states, make_record, parts
-from engine.campaigns.column_job import builders, make_column
-from engine.campaigns.distances_job import make_distances
-from engine.campaigns.make_plan import make_plan
-from engine.campaigns.plan import Plan
-from engine.campaigns.prepare_job import prepare
+from engine.campaigns.column_job import builders
+from engine.campaigns.plan import DISTANCES, PREPARE, Plan
 from engine.campaigns.record import Record
 from engine.measures.rows import PLAIN, Setting
-from engine.recipe.overrides import parsed
 from engine.training import loop
 from helpers import campaigns
 
-CPU = torch.device("cpu")
 STEPS = [1, 2, 6]  # of 25 images in batches of 12, two epochs; `few` has 15, and ends with step 4
 
 
@@ -33,10 +28,10 @@ class Campaign:
 
     def run(self, *words: str, methods: str = "fine_tune") -> Plan:
         words = (f"runs={self.runs}", f"methods=[{methods}]", "downstreams=[outline,few]", *words)
-        plan = make_plan(str(self.file), parsed(words), 1)
+        plan = campaigns.plan_of(self.file, *words)
         self.trained.clear()
         for column in plan.columns:
-            make_column(plan, column, CPU)
+            campaigns.do(plan, column.job)
             job_states.set_done(plan.place, column.job)
         return plan
 
@@ -50,7 +45,7 @@ def base(folder, grid) -> Campaign:
     text = (folder / "shapes.yaml").read_text()
     case = Campaign(folder / "followed.yaml", folder / "base")
     case.file.write_text(text.replace("fine_tune: {}", "fine_tune: {train: {snapshots: 3}}"))
-    prepare(make_plan(str(case.file), parsed([f"runs={case.runs}"]), 1), CPU)
+    campaigns.do(campaigns.plan_of(case.file, f"runs={case.runs}"), PREPARE)
     return case
 
 
@@ -71,8 +66,8 @@ ALL = ["outline", "few"]
 
 
 def record_of(plan: Plan) -> Record:
-    prepare(plan, CPU)
-    make_distances(plan, CPU)
+    campaigns.do(plan, PREPARE)
+    campaigns.do(plan, DISTANCES)
     return make_record.record_of(plan)
 
 
@@ -131,9 +126,9 @@ def test_the_rows_under_any_name_are_followed_and_what_they_need_is_not(followed
     rows = "  model_stock: {}\n  fine_tune: {train: {snapshots: 3}}\n  again: {base: fine_tune}\n"
     file = followed.file.with_name("based.yaml")
     file.write_text(f"{text}methods:\n{rows}")
-    words = [f"runs={followed.runs}", "methods=[model_stock,again]"]
-    plan = make_plan(str(file), parsed(words), 1)
-    stock, again = builders(plan, CPU, plan.columns[0])
+    words = (f"runs={followed.runs}", "methods=[model_stock,again]")
+    plan = campaigns.plan_of(file, *words)
+    stock, again = builders(plan, torch.device("cpu"), plan.columns[0])
     assert again._follows_training
     assert not stock.sibling("fine_tune", 1000)._follows_training
 

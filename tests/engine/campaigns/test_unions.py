@@ -6,12 +6,11 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 
-from engine.campaigns import record
-from engine.campaigns.plan_folder import PlanFolder
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.data.sets import Sets, union_of
@@ -178,43 +177,28 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
         "evaluate.calibration=true",
         "train.snapshots=3",
     )
-    (place,) = (report.parent / "plans").iterdir()
-    finished = record.read(PlanFolder(place))
-    assert finished.record.downstreams == [
-        "tinted+few+plain",
-        "outline+few+plain",
-        "outline+tinted+plain",
-        "outline+tinted+few",
-    ]
-    accuracy = {
-        (row["method"], row["alpha"], row["setting"], row["downstream"], row["evaluated_on"]): row
-        for row in campaigns.rows(report / "accuracy.csv")
-    }
-    arms = {key[:3] for key in accuracy if key[0] != "pre"}
+    assert campaigns.of_report(report).record.downstreams == [*LEFT_OUT]
+    keys = ["method", "alpha", "setting", "downstream"]
+    table, numbers, mri = (
+        pandas.read_csv(report / f"{name}.csv", keep_default_na=False)
+        for name in ("accuracy", "intervals", "mri")
+    )
+    accuracy = table.set_index([*keys, "evaluated_on"])["accuracy"].sort_index()
+    ri = numbers.query("quantity == 'RI'").set_index(keys)["value"]
+    mri = mri.set_index(keys[:3])["mri"]
+    arms = {key[:3] for key in accuracy.index if key[0] != "pre"}
     assert len(arms) > 5
-
-    def at(*key: str) -> float:
-        return float(accuracy[key]["accuracy"])
-
-    numbers = campaigns.rows(report / "intervals.csv")
-    ri = {
-        (row["method"], row["alpha"], row["setting"], row["downstream"]): float(row["value"])
-        for row in numbers
-        if row["quantity"] == "RI"
-    }
-    mri = {
-        (row["method"], row["alpha"], row["setting"]): float(row["mri"])
-        for row in campaigns.rows(report / "mri.csv")
-    }
     for arm in arms:
-        change = {i: at(*arm, i, j) - at("pre", "", "", "", j) for i, j in LEFT_OUT.items()}
-        assert {i: ri[*arm, i] for i in LEFT_OUT} == pytest.approx(change)
+        change = {
+            i: accuracy[*arm, i, j] - accuracy["pre", "", "", "", j] for i, j in LEFT_OUT.items()
+        }
+        assert {i: float(ri[*arm, i]) for i in LEFT_OUT} == pytest.approx(change)
         assert mri[arm] == pytest.approx(fmean(change.values()))
     held_out = {"outline": 10, "tinted": 10, "few": 6, "plain": 5, "further": 5, "upstream": 10}
-    for row in accuracy.values():
-        assert int(row["n"]) == held_out[row["evaluated_on"]]
+    assert (table["n"] == table["evaluated_on"].map(held_out)).all()
+    tuned = accuracy["fine_tune", "", ""]
     ranking = {row["method"]: row for row in campaigns.rows(report / "tables" / "ranking.csv")}
-    own = [at("fine_tune", "", "", i, j) for i in LEFT_OUT for j in FOUR if j != LEFT_OUT[i]]
+    own = [tuned[i, j] for i in LEFT_OUT for j in FOUR if j != LEFT_OUT[i]]
     assert float(ranking["FT"]["on_downstream_dataset_pct"]) == pytest.approx(fmean(own))
     text = " ".join((report / "table.txt").read_text().split())
     assert "on the 1 other dataset, in points" in text and "all all all all but" in text
@@ -222,8 +206,8 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
         row for row in campaigns.rows(report / "tables" / "further.csv") if row["method"] == "FT"
     ]
     assert further["evaluated_on"] == "further"
-    after = [at("fine_tune", "", "", i, "further") for i in LEFT_OUT]
-    change = fmean(after) - at("pre", "", "", "", "further")
+    after = [tuned[i, "further"] for i in LEFT_OUT]
+    change = fmean(after) - accuracy["pre", "", "", "", "further"]
     assert float(further["change_pts"]) == pytest.approx(change)
     assert f"{change:+.1f}" in text.partition("outside RI")[2]
     content = results_file.read((report / "results.json").read_bytes())

@@ -7,17 +7,17 @@ import torch
 
 from engine import models
 from engine.campaigns import verify
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.prepare_job import _head
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.commands import verify as command
-from engine.cost import estimate
+from engine.cost import estimate, flops
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from helpers import grids
+from helpers.campaigns import plan_of
 from helpers.evaluations import by_timm
 
 
@@ -85,8 +85,9 @@ def test_images_that_fitted_the_head_are_not_evaluated(folder, grid, tmp_path):
     )
 
 
-def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
+def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path, monkeypatch):
     """Sets of one file name have the same photos: `few` and `outline` those of `upstream`."""
+    monkeypatch.setattr(flops, "forward_tflops", lambda *_: 1.0)  # takes a second
     images = shutil.copytree(folder / "images", tmp_path / "images")
     for path in [*(images / "tinted").rglob("*.png")]:
         path.rename(path.with_name(f"other-{path.name}"))
@@ -97,7 +98,7 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
     )  # fmt: skip
     name, bases = str(folder / "shapes.yaml"), []
     for more, seen in (((), (35, 35, 21)), (("model.head.fit_on=tinted",), (0, 0, 0))):
-        plan = make_plan(name, parsed((*words, *more)))
+        plan = plan_of(name, *words, *more)
         assert plan.needed == ["upstream", "outline", "few", *(["tinted"] if more else [])]
         assert list(estimate.of(plan.recipes, len(plan.rows)).images) == plan.needed
         builder = Builder(plan_cell(name, parsed((*words, *more))), grid.device)

@@ -3,29 +3,27 @@
 import dataclasses
 import itertools
 import time
+from unittest import mock
 
 import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import Plan
-from engine.cost import estimate, rates, work
+from engine.cost import estimate, flops, rates, work
 from engine.cost.estimate import Device, Estimate
 from engine.cost.flops import elements_of_image, of_image
 from engine.cost.work import Work
-from engine.recipe.overrides import parsed
+from helpers.campaigns import plan_of
 
 IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
 
 
-def plan_of(name: object, *words: str) -> Plan:
-    return make_plan(str(name), parsed(words))
-
-
 def estimated(plan: Plan) -> Estimate:
-    return estimate.of(plan.recipes, len(plan.rows))
+    """Without the second that timing the model takes."""
+    with mock.patch.object(flops, "forward_tflops", lambda *_: 1.0):
+        return estimate.of(plan.recipes, len(plan.rows))
 
 
 @pytest.fixture(scope="module")

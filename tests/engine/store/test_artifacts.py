@@ -191,8 +191,7 @@ def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
     """The artefact's file of one byte fits on the disk, its marker does not."""
     store, key = Store(tmp_path), {"long": "x" * 2000}
     failure = pytest.raises(
-        OSError,
-        match=r"done\.json cannot be written .*make room, or make its folder writable",
+        OSError, match=r"done\.json cannot be written .*make room, or make its folder writable"
     )
     with full_disk(), failure:
         store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
