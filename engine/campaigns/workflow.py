@@ -200,27 +200,23 @@ def _watch(
             if where.scheduler and process.returncode:
                 where.scheduler.cancel(plans[0].place.path)
     if process.returncode or not all(job_states.is_done(plan.place, REPORT) for plan in plans):
-        text = log_path.read_bytes()[begin:].decode(errors="replace")
+        said = log_path.read_bytes()[begin:].decode(errors="replace")
         reasons = []
         for plan in plans:
-            _record_ends(plan, plans[0].place.plans, where.scheduler, text)
-            jobs = {job: f"\n  alone: {command(plan, where)} {job}" for job in plan.jobs}
-            for job, text in job_states.failures(plan):
-                reasons.append(text + jobs[job])
+            _record_ends(plan, plans[0].place.plans, where.scheduler, said)
+            alone = f"\n  alone: {command(plan, where)}"
+            reasons += [f"{text}{alone} {job}" for job, text in job_states.failures(plan)]
         if not reasons:
             code = process.returncode
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
-            last = next(filter(None, map(str.strip, reversed(text.split("\n")))), "nothing")
-            of_queue = where.scheduler.refusal(text) if where.scheduler else ""
+            last = next(filter(None, map(str.strip, reversed(said.split("\n")))), "nothing")
+            of_queue = where.scheduler.refusal(said) if where.scheduler else ""
             reasons = [of_queue or f"the workflow {how}; last message: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 
 def _record_ends(plan: Plan, root: Path, scheduler: Scheduler | None, log: str) -> None:
-    """Record how jobs ended that could not say it, once no job of the plan is at work.
-
-    log: Snakemake's.
-    """
+    """Record how jobs ended that could not say it, once none is at work. log: Snakemake's."""
     ends = scheduler.ends(log) if scheduler else {}
     grid = os.path.relpath(plan.place.path, root)
     for job, state in job_states.read_jobs(plan).items():
@@ -241,9 +237,9 @@ def _record_ends(plan: Plan, root: Path, scheduler: Scheduler | None, log: str) 
 def _show_progress(
     process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], str]
 ) -> None:
-    """Show a progress bar of all jobs of the plans until the process that runs them ends.
+    """Show a progress bar of all jobs until the process ends, and messages above it.
 
-    watch: returns a message, which is printed above the bar whenever it changes.
+    watch: returns the message, which is printed whenever it changes.
     """
     from tqdm import tqdm  # late: it reads TQDM_MININTERVAL on import
 

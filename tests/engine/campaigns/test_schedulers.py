@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from typing import ClassVar
 
 import pytest
@@ -10,10 +11,10 @@ from engine import cli
 from engine.campaigns import job_states, sites, workflow
 from engine.campaigns.events import Begun, append_event
 from engine.campaigns.job_states import FAILED, RUNNING, WAITING
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
+from engine.cost import flops
 from engine.errors import CampaignError
-from engine.recipe.overrides import parsed
+from helpers.campaigns import plan_of
 
 JOB = "column-few"
 
@@ -41,6 +42,9 @@ class Toy(Scheduler):
     def resources(self, cores):
         return {"slots": cores}
 
+    def ends(self, log):
+        return dict(re.findall(r"toy: (\S+) was (\w+)", log))
+
     def refusal(self, log):
         return "Toy took no job: closed" if "toy: closed" in log else ""
 
@@ -51,7 +55,9 @@ class Toy(Scheduler):
 @pytest.fixture
 def plan(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(SCHEDULERS, "toy", Toy)
-    return make_plan(str(folder / "shapes.yaml"), parsed([f"runs={tmp_path}"]), 2)
+    monkeypatch.setattr(Toy, "cancelled", [])
+    monkeypatch.setattr(flops, "forward_tflops", lambda *_: 1.0)  # takes a second
+    return plan_of(folder / "shapes.yaml", f"runs={tmp_path}")
 
 
 def test_it_says_how_jobs_are_submitted_and_what_they_ask_for(plan, folder, tmp_path, capsys):
@@ -59,10 +65,8 @@ def test_it_says_how_jobs_are_submitted_and_what_they_ask_for(plan, folder, tmp_
     where = sites.of(options, [plan])
     assert where.words == ("--executor", "toy", "--queue", "fast")
     assert (where.device, where.environment) == ("cpu", {"TOY_QUEUE": "fast"})
-    assert (
-        sites.resources(options, where, plan)["column"].items()
-        >= {"slots": 4, "runtime": 60}.items()
-    )
+    asked = sites.resources(options, where, plan)["column"]
+    assert asked.items() >= {"slots": 4, "runtime": 60}.items()
     words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}", "--executor", "toy"]
     assert cli.main([*words, "--dry-run"]) == 0 and "4 cores" in capsys.readouterr().out
     assert cli.main(["campaign", "emoji", "--mem", "1"]) == 2
@@ -99,6 +103,16 @@ def test_a_job_that_it_forgot_or_put_back_is_not_at_work(plan, monkeypatch):
     lost = "column-few was ended by Toy: it no longer knows its job 8"
     assert ask().startswith(lost) and state() == FAILED
     assert ask() == "", "once"
+
+
+def test_its_words_in_the_log_are_read_for_each_of_several_models(plan, folder, tmp_path):
+    other = plan_of(folder / "shapes.yaml", f"runs={tmp_path}", "seed=1")
+    append_event(plan.place, JOB, begun("7"))
+    other.place.path.mkdir(parents=True)
+    marker = os.path.relpath(other.place.path / "done" / JOB, plan.place.plans)
+    words = ["/bin/sh", "-c", f"echo toy: {marker} was CANCELLED; exit 1"]
+    with pytest.raises(CampaignError, match="was ended by Toy: CANCELLED"):
+        workflow._watch(words, [plan, other], sites.of(RunOptions("toy"), [plan]), {})
 
 
 def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):
