@@ -16,9 +16,7 @@ import torch
 from engine.campaigns import job_states
 from engine.campaigns.parts import Models, write_part
 from engine.campaigns.plan import Column, Plan
-from engine.cells import snapshots
-from engine.cells.build import Builder
-from engine.cells.snapshots import Followed
+from engine.cells.build import SNAPSHOTS, Builder, Followed
 from engine.errors import DivergedError
 from engine.evaluation import cka, passes
 from engine.evaluation.bank import Bank
@@ -175,7 +173,7 @@ def part_of_column(
         cell, entries = models[row]
         parents = {name for entry in entries for name in canonical_mix(entry.mix)}
         for each in (cell, *(cells.find(run.store, name) for name in parents)):
-            if each and each.artifact.kind != snapshots.KIND:
+            if each and each.artifact.kind != SNAPSHOTS:
                 folders[method].add(each.artifact.folder)
         for entry in entries:
             mix, setting = entry.mix, Setting({**column.setting, **entry.setting})

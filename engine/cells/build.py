@@ -1,11 +1,16 @@
-"""Builder: finds or makes a cell and the artefacts that it needs, each of them once."""
+"""Builder: finds or makes a cell and the artefacts that it needs, each of them once.
+
+Snapshots are models during training, whose weights are removed after evaluation: a snapshot is
+finished once all its predictions, and CKA if asked for, are in the store.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from engine.cells import snapshots
 from engine.cells.cell_plan import CellPlan
-from engine.cells.snapshots import Followed, Snapshot
 from engine.data.sets import LabelledSet, Sets
-from engine.evaluation import features, passes
+from engine.evaluation import cka, features, passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures.rows import STEP, Setting
@@ -28,18 +31,32 @@ from engine.models import checkpoints, zero_shot
 from engine.models.execution import Form, resolve_compile
 from engine.recipe import modules, preprocessing
 from engine.recipe.effects import values_of
-from engine.recipe.schema import Affects, TrainRecipe
+from engine.recipe.schema import Affects, Recipe, TrainRecipe
 from engine.store import cells, tensors
 from engine.store.artifacts import STORE, Artifact, Store
 from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
-from engine.training.saving import Saving
+from engine.training.saving import Saving, snapshot_steps
 from loaders.batches import Batch
 from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"
+SNAPSHOTS = "snapshots"  # kind of artefacts
+Asked = tuple[str, str, dict[str, Any]]  # kind, label and key of an artefact
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The cells whose training saves snapshots, if their recipes request them.
+
+    cells: those of a column's rows, without the cells that they need. downstreams: all downstream
+    datasets of the plan.
+    """
+
+    cells: Collection[Recipe] = ()
+    downstreams: Collection[str] = ()
 
 
 class Builder(Context):
@@ -123,24 +140,22 @@ class Builder(Context):
                 loop.compile_graphs(method, self)
 
     def entries(self) -> list[Entry]:
-        """The models of the recipe's cell that are evaluated, with those during its training.
-
-        They are found, or made now.
-        """
+        """The models of the recipe's cell that are evaluated, with those during its training."""
         cell = self.build()
         if not self._follows_training or not cell.steps:
             return cell.entries
-        during = {taken.step: taken.name(self.store) for taken in self._snapshots(cell)}
+        taken = self._snapshots(cell).items()
+        during = {step: self.store.place(*asked).name for step, asked in taken}
         return cell.entries + [
             Entry({during.get(step, cell.name): 1.0}, None, False, Setting({STEP: step}))
-            for step in snapshots.points(self, self.followed.downstreams)
+            for step in self._points()
         ]
 
     def remove_snapshots(self) -> None:
         """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
         keeps them."""
-        for snapshot in self._snapshots(self.build()):
-            artifact = snapshot.weights(self)
+        for asked in self._snapshots(self.build()).values():
+            artifact = self.find(*asked)
             if artifact is not None and not self.recipe.train.keep_snapshots:
                 self.store.remove(artifact)
 
@@ -239,20 +254,46 @@ class Builder(Context):
     def _follows_training(self) -> bool:
         return self.recipe.train.snapshots > 0 and self.recipe in self.followed.cells
 
-    def _snapshots(self, cell: Cell | None) -> list[Snapshot]:
-        """The snapshots of the recipe's cell, where this builder takes them.
+    def _points(self) -> list[int]:
+        """Steps at which a grid's training curves have points, the same for all columns.
+
+        They extend to the end of the longest training. A shorter training keeps its final value,
+        so each point is a mean over all columns.
+        """
+        recipe, downstreams = self.recipe, self.followed.downstreams
+        totals = [recipe.train.steps(len(self.sets[n].training(recipe))) for n in downstreams]
+        return snapshot_steps(recipe.train.snapshots, max(totals))
+
+    def _snapshots(self, cell: Cell | None) -> dict[int, Asked]:
+        """The snapshots, by step, before the last step of the recipe's cell, which is the cell.
 
         A cell that does not exist yet counts as trained by steps; fitted heads have none.
         """
         if not self._follows_training:
-            return []
-        recipe, images = self.recipe, len(self.target.training(self.recipe))
+            return {}
+        recipe, name = self.recipe, self._name
+        images = len(self.target.training(recipe))
         total = recipe.train.steps(images) if cell is None else cell.steps
-        return snapshots.of_cell(self, self.followed.downstreams, self._name, total)
+        label = f"{recipe.method.name}-{recipe.downstream}-step"
+        return {
+            step: (SNAPSHOTS, f"{label}{step}", {"cell": name, "step": step})
+            for step in self._points()
+            if step < total
+        }
 
-    def _missing(self, artifact: Artifact | None) -> list[Snapshot]:
-        """The snapshots of the recipe's cell that need training again."""
-        return snapshots.missing(self, self._snapshots(artifact and Cell(artifact)))
+    def _missing(self, artifact: Artifact | None) -> dict[int, Asked]:
+        """The snapshots of the recipe's cell that need training again: a prediction or CKA is
+        missing, and so are the weights."""
+        names, missing = self.recipe.dataset.evaluated_sets, {}
+        for step, asked in self._snapshots(artifact and Cell(artifact)).items():
+            if self.find(*asked) is not None:
+                continue
+            mix = {self.store.place(*asked).name: 1.0}
+            found = [passes.find(self, mix, name, self.recipe.split_of(name)) for name in names]
+            found += [cka.find(self, mix, name) for name in names if self.recipe.evaluate.cka]
+            if None in found:
+                missing[step] = asked
+        return missing
 
     def _whole(self) -> Artifact | None:
         """The recipe's cell, if all that belongs to it is there."""
@@ -264,8 +305,8 @@ class Builder(Context):
         return artifact if whole else None
 
     @cached_property
-    def _asked(self) -> tuple[str, str, dict[str, Any]]:
-        """Kind, label and key of the recipe's cell."""
+    def _asked(self) -> Asked:
+        """The recipe's cell."""
         return "cells", f"{self.recipe.method.name}-{self.recipe.downstream}", self.key()
 
     @property
@@ -278,15 +319,14 @@ class Builder(Context):
         if isinstance(method, Derived):
             return functools.partial(self._write, made=method.make(self))
         assert isinstance(method, Trained), method
-        by_step = {snapshot.step: snapshot for snapshot in self._missing(self.find(*self._asked))}
+        missing = self._missing(self.find(*self._asked))
 
         def write_snapshot(step: int, export: Export) -> None:
-            snapshot, write = by_step[step], functools.partial(self._write, made=export)
-            self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
+            self.store.make(*missing[step], functools.partial(self._write, made=export))
 
         minutes = self.recipe.train.checkpoint_minutes
         files = CheckpointFiles(self.store, self._name) if minutes else None
-        with Saving(by_step, write_snapshot, files, minutes) as saving:
+        with Saving(missing, write_snapshot, files, minutes) as saving:
             export, history = loop.fit(method, self, saving)
 
         def write(folder: Path) -> None:

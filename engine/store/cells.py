@@ -83,18 +83,10 @@ class Gated:
     width: float
 
     @property
-    def entry(self) -> Entry:
-        return Entry(Ensemble(self.members, "failures", SELF))
-
-    @property
     def reference(self) -> dict[str, torch.Tensor]:
         """The tensors of the reference file."""
         numbers = torch.tensor([self.neighbour, self.middle, self.width], dtype=torch.float64)
-        return {
-            "failures": self.failures,
-            "temperatures": self.temperatures,
-            "numbers": numbers,
-        }
+        return {"failures": self.failures, "temperatures": self.temperatures, "numbers": numbers}
 
 
 @overload
@@ -222,15 +214,12 @@ def write(
         tensors.save(made.state, folder / tensors.WEIGHTS)
         if made.prompt is not None:
             tensors.save({"prompt": made.prompt}, folder / tensors.PROMPT)
-            log.info(
-                "%s on %s has an input prompt; timm loads only the weights",
-                recipe.method.name,
-                recipe.downstream,
-            )
+            cell = f"{recipe.method.name} on {recipe.downstream}"
+            log.info("%s has an input prompt; timm loads only the weights", cell)
         entries, shared = [Entry({SELF: 1.0})], backbone if made.shares_backbone else None
     elif isinstance(made, Gated):
         tensors.save(made.reference, folder / tensors.REFERENCE)
-        entries = [made.entry]
+        entries = [Entry(Ensemble(made.members, "failures", SELF))]
     if not (isinstance(entries, Sequence) and all(isinstance(each, Entry) for each in entries)):
         raise ValueError(
             f"{recipe.method.module}: the method returned {type(made).__name__}: return "

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from engine.cells import snapshots as snapshots_in_store
-from engine.cells.build import Builder
-from engine.cells.snapshots import Followed
+from engine.cells.build import SNAPSHOTS, Builder, Followed
 from engine.recipe import modules
 from engine.training import loop
 from engine.training.saving import Saving, TrainingProgress, snapshot_steps
@@ -47,7 +45,7 @@ def followed(grid: Grid, *words: str) -> Builder:
     builder = grid.builder(runs_of(grid), "train.snapshots=3", *words)
     method = builder.recipe.method.name
     builder.followed = Followed([builder.recipe], builder.recipe.dataset.sets)
-    for kind in ("cells", snapshots_in_store.KIND):
+    for kind in ("cells", SNAPSHOTS):
         for folder in (builder.store.root / kind).glob(f"{method}-*"):
             shutil.rmtree(folder)
     return builder
@@ -55,7 +53,7 @@ def followed(grid: Grid, *words: str) -> Builder:
 
 def by_step(builder: Builder) -> dict[int, dict[str, torch.Tensor]]:
     """Weights, and a prompt if there is one, of the method's snapshots on disk."""
-    root, states = builder.store.root / snapshots_in_store.KIND, {}
+    root, states = builder.store.root / SNAPSHOTS, {}
     for folder in sorted(root.glob(f"{builder.recipe.method.name}-*")):
         step = int(folder.name.rsplit("-step")[1].split("-")[0])
         states[step] = {k: t for f in folder.glob("*.safetensors") for k, t in load_file(f).items()}
