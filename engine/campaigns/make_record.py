@@ -8,14 +8,7 @@ from itertools import chain
 from typing import Any
 
 from engine.campaigns import job_states
-from engine.campaigns.parts import (
-    Distances,
-    Models,
-    Preparation,
-    has_part,
-    read_part,
-    select_rows,
-)
+from engine.campaigns.parts import Distances, Models, Preparation, has_part, read_part, select_rows
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Column, Plan
 from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row, checked_file
 from engine.cells.cell_plan import CellPlan
@@ -44,9 +37,8 @@ def of_finished_columns(plan: Plan) -> Record:
     """
     place = plan.place
     done = [c for c in plan.columns if job_states.is_done(place, c.job) and has_part(place, c.job)]
-    to_do = [column for column in plan.columns if column not in done]
-    unfinished = {column.downstream for column in to_do if not column.is_replicate}
-    finished = [c for c in plan.columns if c not in to_do and c.downstream not in unfinished]
+    unfinished = {c.downstream for c in plan.columns if c not in done and not c.is_replicate}
+    finished = [column for column in done if column.downstream not in unfinished]
     missing = [
         MissingColumn(column.name, _reason(plan, column))
         for column in plan.columns
@@ -70,7 +62,7 @@ def _reason(plan: Plan, column: Column) -> str:
 
 def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Record:
     """The record of these columns."""
-    place, dataset = plan.place, plan.recipe.dataset
+    place, dataset, model = plan.place, plan.recipe.dataset, plan.recipe.model
     shared = read_part(place, PREPARE, Preparation)
     parts = {column: read_part(place, column.job, Models) for column in columns}
     diverged = list(dict.fromkeys(chain(*(part.diverged for part in parts.values()))))
@@ -106,14 +98,13 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
             raise FileNotFoundError(
                 f"{place.store / name} is missing: run the campaign again to make it"
             )
-    of_columns = [column for column in columns if not column.is_replicate]
     settings = dict.fromkeys(row.setting.without(STEP) for row in evaluations if row.downstream)
     record = Record(
         name=plan.name,
         benchmark=dataset.name,
         version=dataset.version,
         sets=list(plan.sets),
-        downstreams=list(dict.fromkeys(column.downstream for column in of_columns)),
+        downstreams=list(dict.fromkeys(c.downstream for c in columns if not c.is_replicate)),
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
         settings=_settings(plan, shared, evaluations, replicates),
@@ -136,9 +127,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         diverged=diverged,
         limit=dataset.limit,
         evaluate_on=dataset.evaluate_on,
-        samples_seen={plan.recipe.model.name: seen_before}
-        if (seen_before := plan.recipe.model.samples_seen)
-        else {},
+        samples_seen={model.name: model.samples_seen} if model.samples_seen else {},
     )
     if not dataset.thumbnails:
         return record

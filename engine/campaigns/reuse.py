@@ -25,10 +25,13 @@ def parts_of(plan: Plan) -> dict[str, Part]:
         return {}
     columns: dict[str, Part] = {}
     shared: dict[str, Part] = {}
+    ours = settings_of_rows(plan)
     for begun in holdings.campaigns(plan.place.runs):
         if (other := _finished(begun)) is None or not _shares_cells(plan, other):
             continue
-        names = _names(plan, other)
+        theirs = settings_of_rows(other)
+        # The plan's names of rows by the other's.
+        names = {b: a for a in ours for b in theirs if ours[a] == theirs[b]}
         if len(names) < len(plan.rows):
             continue
         try:
@@ -56,17 +59,6 @@ def _shares_cells(plan: Plan, other: Plan) -> bool:
         and other.needed == plan.needed
         and (not follows or other.downstreams == plan.downstreams)
     )
-
-
-def _names(plan: Plan, other: Plan) -> dict[str, str]:
-    """The names of the plan's rows by their names in the other plan, as far as that has them."""
-    theirs = settings_of_rows(other).items()
-    return {
-        their_name: name
-        for name, settings in settings_of_rows(plan).items()
-        for their_name, their_settings in theirs
-        if their_settings == settings
-    }
 
 
 def _finished(begun: Begun) -> Plan | None:

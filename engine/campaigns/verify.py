@@ -85,8 +85,7 @@ def encoded(recipe: Recipe, names: Sequence[str]) -> list[str]:
 def verify(run: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     """Evaluate the pretrained model on every encoded dataset. Returns one check per dataset.
 
-    A campaign with the same settings reuses these predictions. Raises ValueError if no dataset is
-    encoded.
+    Raises ValueError if none is encoded.
     """
     recipe = run.recipe
     names = encoded(recipe, recipe.dataset.evaluated_sets)
@@ -138,19 +137,14 @@ def timms(model: ModelRecipe) -> dict[str, float]:
 def differences(model: ModelRecipe) -> str:
     """Differences, in words, between the model's transform and the one with which timm measured its
     published accuracies; empty if there are none."""
-    own, timms = (
-        vars(preprocessing.transform(model)),
-        vars(preprocessing.published_transform(model.arch)),
-    )
+    own = vars(preprocessing.transform(model))
+    timms = vars(preprocessing.published_transform(model.arch))
     other = [key for key in own if own[key] != timms[key]]
     return ", ".join(f"{key} {own[key]} (timm: {timms[key]})" for key in other)
 
 
 def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:
-    """Percentage points explained by sampling, if the images are a part of the published dataset.
-
-    `STANDARD_ERRORS` standard errors of the accuracy.
-    """
+    """Percentage points explained by sampling, if the images are a part of the published set."""
     of_set = kind_of(recipe.dataset, name).published_images()
     if published is None or of_set is None or images >= of_set:
         return 0.0

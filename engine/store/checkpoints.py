@@ -61,9 +61,7 @@ class CheckpointFiles:
 
         Removes damaged checkpoints, with a warning.
         """
-        for step in self.steps():
-            if step >= before:
-                continue
+        for step in (each for each in self.steps() if each < before):
             try:
                 self.read(step)
             except ValueError:

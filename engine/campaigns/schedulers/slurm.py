@@ -208,12 +208,9 @@ def _state(job: str) -> str:
 
 
 def _with_memory(job: str) -> str:
-    """The state in Slurm's description of a job.
-
-    Slurm may describe a job that ran out of memory as FAILED; then its output has Slurm's message.
-    """
     facts = dict(re.findall(r"^ *(JobState|StdOut)=(.+)", job, re.MULTILINE))
     state = facts.get("JobState", "").partition(" ")[0]
+    # Slurm may describe a job that ran out of memory as FAILED; then its output has its message.
     output = Path(facts.get("StdOut", ""))
     if state == "FAILED" and output.is_file():
         text = output.read_text(errors="replace", encoding="utf-8")
