@@ -12,22 +12,25 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from engine.evaluation import features
+from engine.machine.devices import cpu_threads
+from engine.machine.terminal import progress_bar
 from engine.otdd.distance_matrix import Matrix
 from engine.otdd.problems import Certified, Cloud, DistanceOptions, Labelled, Pair, Problems
-from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run
 from loaders.batches import free_memory
 
+T = TypeVar("T", bound=Hashable)
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
@@ -35,13 +38,10 @@ log = logging.getLogger(__name__)
 MATRIX = "matrix.json"
 # Part of the key: change it if the drawing of samples or the content of a matrix changes.
 DRAWS = "by name, gaps summed"
+_STREAMS = 4  # problems at once on a GPU
 
 
-def distances(
-    run: Run,
-    names: Sequence[str],
-    options: DistanceOptions | None = None,
-) -> Matrix:
+def distances(run: Run, names: Sequence[str], options: DistanceOptions | None = None) -> Matrix:
     """Returns distances between datasets of a recipe, by features of its pretrained model.
 
     Raises ValueError as `check_names` and `matrix` do, DamagedFile if a stored file was altered.
@@ -108,7 +108,20 @@ def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
     """
     options, pairs = problems.options, list(combinations(problems.clouds, 2))
     # Measured before solving, since running problems change the free memory.
-    each = partial(_each, problems, int(0.8 * free_memory(problems.device)))
+    memory = int(0.8 * free_memory(problems.device))
+
+    def each(solve: Callable[[str, str], R], pairs: Sequence[Pair]) -> dict[Pair, R]:
+        at_once = workers(len(pairs), problems.bytes_each(), memory, problems.device)
+        problems.memory = memory // at_once
+
+        def solve_pair(pair: Pair) -> R:
+            try:
+                return solve(*pair)
+            except ValueError as error:
+                raise ValueError(f"{' to '.join(pair)}: {error}") from error
+
+        return side_by_side(solve_pair, pairs, at_once, problems.device)
+
     eps = options.eps * fmean(each(lambda a, b: problems.cost(a, b).mean, pairs).values())
     if not options.debias:
         return each(lambda a, b: problems.biased(a, b, eps), pairs), eps
@@ -118,17 +131,46 @@ def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
     return each(lambda a, b: problems.debiased(a, b, terms), pairs), eps
 
 
-def _each(
-    problems: Problems, memory: int, solve: Callable[[str, str], R], pairs: Sequence[Pair]
-) -> dict[Pair, R]:
-    """Returns the results of `solve` for each pair, several in parallel within a memory limit."""
-    at_once = workers(len(pairs), problems.bytes_each(), memory, problems.device)
-    problems.memory = memory // at_once
+def workers(problems: int, bytes_each: int, allowed: int, device: torch.device) -> int:
+    """Returns how many problems may run at once, at least 1.
 
-    def solve_pair(pair: Pair) -> R:
+    bytes_each: memory of the largest problem. allowed: bytes for all of them together.
+    """
+    most = torch.get_num_threads() if device.type == "cpu" else _STREAMS
+    return max(1, min(problems, most, allowed // max(1, bytes_each)))
+
+
+def side_by_side(
+    work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device
+) -> dict[T, R]:
+    """Returns work(item) for each item, computed in parallel threads that share torch's cores.
+
+    Threads are enough: the work (BLAS, LAPACK, compiled loops, network simplex) releases the GIL.
+    They copy no data and share compiled loops. On a GPU each thread has its own stream, so one
+    problem's launches fill the waits of another. Results do not depend on the parallelism. After an
+    error no further item starts, and the error is raised when the running ones have finished.
+    """
+    on_gpu = device.type == "cuda"
+
+    def set_stream() -> None:
+        if on_gpu:
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+
+    def finished(item: T) -> R:
+        result = work(item)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return result
+
+    if on_gpu:
+        torch.cuda.synchronize(device)  # new streams do not wait for the stream of their inputs
+    share = cpu_threads(max(1, torch.get_num_threads() // at_once))
+    with share, ThreadPoolExecutor(at_once, "problems", set_stream) as pool:
+        futures = {item: pool.submit(finished, item) for item in items}
+        done = as_completed(futures.values())
         try:
-            return solve(*pair)
-        except ValueError as error:
-            raise ValueError(f"{' to '.join(pair)}: {error}") from error
-
-    return side_by_side(solve_pair, pairs, at_once, problems.device)
+            for future in progress_bar(done, total=len(items), desc="distances", unit="pair"):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return {item: future.result() for item, future in futures.items()}

@@ -1,8 +1,11 @@
-"""Distances between sets against POT, the formula and laws; and what they say about forgetting."""
+"""Distances between sets against POT, the formula and laws; problems side by side; and what
+distances say about forgetting."""
 
 import csv
 import itertools
 import math
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +18,14 @@ from engine.evaluation import features
 from engine.otdd import problems, solve
 from engine.otdd.distance_matrix import Matrix, write_csv
 from engine.otdd.problems import DistanceOptions, Labelled
-from engine.otdd.solve import matrix
+from engine.otdd.solve import matrix, side_by_side, workers
 from engine.report.sections import distances as section
 from engine.run import Run
 from engine.store import artifacts
 from engine.store.artifacts import Store
 from helpers import clouds, grids, made_results
-from helpers.clouds import CLASSES
+from helpers.clouds import CLASSES, D
+from kernels.transport.store import most_bytes
 from loaders.files.typed_json import DamagedFile
 
 
@@ -33,6 +37,8 @@ NEAR, MID, FAR = labelled(60, 0, 0.0), labelled(50, 1, 0.5), labelled(45, 2, 3.0
 SETS = {"near": NEAR, "mid": MID, "far": FAR}
 DRAWN = ["outline", "tinted", "few"]
 OFF = ~np.eye(3, dtype=bool)
+FOUR = {name: labelled(40 + k, k, 0.3 * k) for k, name in enumerate("abcd")}
+CPU = torch.device("cpu")
 
 
 def values(sets=SETS, classes: int = CLASSES, **options) -> np.ndarray:
@@ -184,6 +190,94 @@ def test_a_matrix_of_a_bad_set_is_refused_by_name(far, message):
             values({"near": NEAR, "far": far}, samples=samples)
 
 
+@pytest.fixture
+def cores():
+    """Two threads of torch, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("options", [{}, {"debias": False, "eps": 0.2}])
+def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, monkeypatch):
+    at_once = []
+
+    def counted(work, items, count, device):
+        at_once.append(count)
+        return side_by_side(work, items, count, device)
+
+    monkeypatch.setattr(solve, "side_by_side", counted)
+    beside = matrix(FOUR, CLASSES, DistanceOptions(**options))
+    assert set(at_once) == {2} and torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    alone = matrix(FOUR, CLASSES, DistanceOptions(**options))
+    assert set(at_once) == {1, 2} and np.isfinite(alone.values).all() and alone.values[0, 1] > 0
+    assert beside.plain() == alone.plain()
+
+
+def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
+    barrier = threading.Barrier(2, timeout=30)
+
+    def work(item: int) -> tuple[int, int]:
+        barrier.wait()  # breaks unless another is there
+        return item * item, torch.get_num_threads()
+
+    squares = side_by_side(work, [1, 2, 3, 4], 2, CPU)
+    assert squares == {k: (k * k, 1) for k in (1, 2, 3, 4)}
+
+
+def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
+    begun, ended, failing = [], [], threading.Event()
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 0:
+            failing.set()
+            raise ValueError("zero")
+        failing.wait(30)
+        time.sleep(0.02)
+        ended.append(item)
+
+    with pytest.raises(ValueError, match="zero"):
+        side_by_side(work, list(range(50)), 2, CPU)
+    assert ended and sorted([0, *ended]) == sorted(begun) and len(begun) < 50
+    assert torch.get_num_threads() == 2
+
+
+def test_as_many_at_once_as_cores_problems_and_memory_allow(cores):
+    assert workers(36, 100, 1000, CPU) == 2
+    assert workers(1, 100, 1000, CPU) == 1
+    assert workers(36, 2000, 1000, CPU) == 1  # it may run, and read its costs again
+
+
+def test_memory_is_estimated_for_the_largest_problem():
+    of = {
+        str(n): problems.Cloud.of(str(n), labelled(n, 0, 0.0), CLASSES, DistanceOptions())
+        for n in (20, 300, 100)
+    }
+    within, across = most_bytes(300, 300, D, CPU), most_bytes(100, 300, D, CPU)
+    for options, most in ((DistanceOptions(), within), (DistanceOptions(debias=False), across)):
+        assert problems.Problems(of, options).bytes_each() == most
+    assert across < within
+
+
+def test_a_problem_has_its_share_of_the_memory_and_names_its_pair(cores, monkeypatch):
+    real, asked = problems.transport, []
+
+    def transport(cost, **options):
+        asked.append(options["memory"])
+        if cost.shape == (40, 42):
+            raise ValueError("out of luck")
+        return real(cost, **options)
+
+    monkeypatch.setattr(problems, "transport", transport)
+    monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
+    with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
+        matrix(FOUR, CLASSES, DistanceOptions())
+    assert set(asked) == {400_000_000}
+
+
 @pytest.mark.slow
 def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_path):
     options = ["--campaign", str(folder / "shapes.yaml"), "--eps", "0.2", "--samples", "20"]
@@ -212,6 +306,11 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
     assert len(list((tmp_path / "distance").glob("tiny-*"))) == 2, "other images, another folder"
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return made_results.results(tmp_path_factory.mktemp("made"))
+
+
 @pytest.mark.parametrize(
     ("drops", "heading"),
     [
@@ -227,18 +326,16 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
         ([1.0, 2.0], "are closest, "),
     ],
 )
-def test_a_relation_of_few_sets_says_how_little_it_proves(drops, heading, tmp_path, monkeypatch):
+def test_a_relation_of_few_sets_says_how_little_it_proves(drops, heading, results, monkeypatch):
     distances = [1.0, 2.0, 3.0, 5.0, 8.0][: len(drops)]
     data = pandas.DataFrame({"set": [*"abcde"][: len(drops)], "distance": distances})
     monkeypatch.setattr(section, "_points", lambda *_: data.assign(drop_pts=drops))
     apart = Matrix(("a", "c", "up"), *np.zeros((3, 3, 3)), 1.0)
-    results = made_results.results(tmp_path)
     monkeypatch.setattr(type(results.record), "matrix", lambda _: apart)
     assert heading in section.section(results).heading
 
 
-def test_points_pair_the_drop_upstream_with_the_distance(tmp_path):
-    results = made_results.results(tmp_path)
+def test_points_pair_the_drop_upstream_with_the_distance(results):
     matrix = Matrix(("a", "c", "up"), np.arange(9.0).reshape(3, 3), *np.zeros((2, 3, 3)), 1.0)
     cells = results.grid.cells.set_index(["method", "downstream", "evaluated_on"])["accuracy"]
     points = section._points(results, matrix)
