@@ -158,18 +158,15 @@ def _with_intervals(
     draws = [each.mean(axis=1, keepdims=True) for each in np.split(samples, firsts, axis=1)]
     by_seed = [each[:, None] for each in np.split(numbers, firsts)]
     sources = np.array([total.sum() ** 2 / (total**2).sum()])
-    spans: list[list[float | None]] = []
-    for samples, each in zip(draws, by_seed, strict=True):
+    found: list[OnSet] = []
+    for row, samples, each in zip(rows, draws, by_seed, strict=True):
         value, ends = each.mean(axis=0), bootstrap.interval(samples)
-        near = bootstrap.ends_of_shares(value, samples, ends, sources)
-        of_row = seeds.widened(value, near, seeds.of_mean(each)).clip(0, 100)
-        change = each - by_seed[0]
-        ends = bootstrap.interval(samples - draws[0])
-        of_change = seeds.widened(change.mean(axis=0), ends, seeds.of_mean(change))
-        spans.append([*of_row[:, 0].tolist(), *of_change[:, 0].tolist()])
-    spans[0][2:] = None, None  # the first model has no change
-    names = ("low", "high", "change_low", "change_high")
-    return [
-        replace(row, **dict(zip(names, span, strict=True)))
-        for row, span in zip(rows, spans, strict=True)
-    ]
+        ends = bootstrap.ends_of_shares(value, samples, ends, sources)
+        low, high = seeds.widened(value, ends, seeds.of_mean(each)).clip(0, 100)[:, 0].tolist()
+        row = replace(row, low=low, high=high)
+        if found:  # the first model has no change
+            change, ends = each - by_seed[0], bootstrap.interval(samples - draws[0])
+            ends = seeds.widened(change.mean(axis=0), ends, seeds.of_mean(change))
+            row = replace(row, change_low=float(ends[0, 0]), change_high=float(ends[1, 0]))
+        found.append(row)
+    return found

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from engine import models
-from engine.evaluation import gate
+from engine.evaluation.reduction import gated
 from engine.machine import ranks
 from engine.models.execution import Backbone, Form, Function, Model
 from engine.run import Run
@@ -92,7 +92,7 @@ def outputs_of(average: Average, nets: Mapping[Key, Model], run: Run) -> list[Mo
         return members
     reference = stored_cell(run.store, average.reference).reference()
     first, second = members
-    return gate.models(first, second, {k: v.to(run.device) for k, v in reference.items()})
+    return gated(first, second, {k: v.to(run.device) for k, v in reference.items()})
 
 
 def stored_cell(store: Store, name: str) -> Cell:

@@ -15,7 +15,7 @@ from engine.data.sets import LabelledSet
 from engine.evaluation.batches import alone, read, reduced
 from engine.machine import ranks
 from engine.machine.files import room_for
-from engine.models.execution import Form, Model
+from engine.models.execution import Form, Function, Model
 from engine.run import Run
 from engine.store.cells import Cell
 from engine.store.pending import slices
@@ -74,17 +74,13 @@ def embedder(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], t
     if not run.recipe.train.augment:
         features_ND = stored(run, cell, labelled, training=True)
         return lambda batch: on_device(features_ND[batch.index], run.device)
-    form = _form(run, training=True)
-    state = run.network(cell).state_dict()
-    for name in models.head_names(run.recipe.model):
-        del state[name]
-    backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-    given, normalize = backbone.state(state), models.Normalize(run.recipe.model, run.device)
+    backbone = _backbone(run, cell, _form(run, training=True))
+    normalize = models.Normalize(run.recipe.model, run.device)
 
     @torch.no_grad()
     def embed(batch: Batch) -> torch.Tensor:
         with run.autocast:
-            return backbone.given(given, normalize(batch.images)).float()
+            return backbone(normalize(batch.images)).float()
 
     return embed
 
@@ -103,20 +99,22 @@ def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], to
     return logits
 
 
+def _backbone(run: Run, cell: Cell, form: Form) -> Function:
+    state = run.network(cell).state_dict()
+    for name in models.head_names(run.recipe.model):
+        del state[name]
+    backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
+    return functools.partial(backbone.given, backbone.state(state))
+
+
 def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str) -> None:
     """Write the pre-logits of a cell's backbone for a whole dataset to a file, slice by slice.
 
     file: its name in the store.
     """
-    recipe, everything = run.recipe, labelled.split("all")
-    state = run.network(cell).state_dict()
-    for name in models.head_names(recipe.model):
-        del state[name]
-    backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
-    normalize = models.Normalize(recipe.model, run.device)
-    embed = functools.partial(backbone.given, backbone.state(state))
-    model = Model(embed, lambda x_BD: x_BD)
-    cuts = slices(everything, recipe.evaluate.batch_size)
+    everything, normalize = labelled.split("all"), models.Normalize(run.recipe.model, run.device)
+    model = Model(_backbone(run, cell, form), lambda x_BD: x_BD)
+    cuts = slices(everything, run.recipe.evaluate.batch_size)
     reader = run.sets.source(labelled.name).batches
     pieces = read(run, reader, cuts, f"features of {labelled.name}")
     path = run.store.root / file

@@ -25,8 +25,7 @@ from engine.evaluation.bank import Bank, stored_cell
 from engine.evaluation.batches import Reader, read, reduced
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
-from engine.measures.predictions import plain_of
-from engine.measures.temperature_scaling import TEMPERATURES
+from engine.measures.predictions import TEMPERATURES, plain_of
 from engine.models.execution import Form, Function, Model
 from engine.recipe.schema import RIDGE
 from engine.run import Run
@@ -53,8 +52,8 @@ def evaluate(
         labelled = run.sets[name]
         missing: list[Average] = []
         for average in (canonical_mix(each) for each in averages):
-            finished = find(run, average, name, split) is not None
-            if not ranks.all_agree(finished) and average not in missing:
+            found = run.find("predictions", *key_of(run, average, labelled, split))
+            if found is None and average not in missing:
                 missing.append(average)
         if missing:
             with run.threads():
@@ -72,9 +71,8 @@ def predicted(run: Run, average: Average, name: str, split: str) -> Path:
 
     Raises FileNotFoundError if it was not evaluated, ValueError if the file was changed.
     """
-    key = key_of(run, canonical_mix(average), run.sets[name], split)
-    artifact = run.store.find("predictions", *key)
-    if artifact is None:
+    if (artifact := find(run, average, name, split)) is None:
+        key = key_of(run, canonical_mix(average), run.sets[name], split)
         raise run.store.missing("predictions", *key)
     return artifact.checked(PART)
 

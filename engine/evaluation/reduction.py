@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
 from engine.data import grouping
 from engine.data.sets import LabelledSet
-from engine.evaluation import gate
 from engine.measures import predictions
-from engine.measures.temperature_scaling import TEMPERATURES
+from engine.models.execution import Model
 from loaders.batches import on_device
 
 
@@ -22,7 +22,7 @@ class Reduction:
 
     Columns: top-1, its probability, the true class's probability, and the margin: the true class's
     logit minus the largest other logit, positive if top-1 is right. calibration: also top-1's
-    probability at each of `TEMPERATURES`. weights: as in `predictions.Ensemble`.
+    probability at each of `predictions.TEMPERATURES`. weights: as in `predictions.Ensemble`.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Reduction:
         self._excluded_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
         self._joined = labelled.joined
-        self._temperatures = TEMPERATURES.tolist() if calibration else ()
+        self._temperatures = predictions.TEMPERATURES.tolist() if calibration else ()
         self._weights = weights
 
     def __call__(self, index: np.ndarray, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Reduction:
         elif self._weights == "failures":
             first_BC, second_BC, weight_B1 = outputs
             members = self._of_set(first_BC), self._of_set(second_BC)
-            logits_BC = gate.averaged(*members, weight_B1)
+            logits_BC = gated_average(*members, weight_B1)
         else:
             mean_BC = outputs[0] if len(outputs) == 1 else torch.stack([*outputs]).mean(dim=0)
             logits_BC = self._of_set(mean_BC)
@@ -77,6 +77,49 @@ def averaged_by_entropy(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     log_p_MBC = torch.stack([*logits]).log_softmax(dim=2)
     entropy_MB1 = torch.special.entr(log_p_MBC.exp()).sum(dim=2, keepdim=True)
     return (log_p_MBC + (-entropy_MB1).log_softmax(dim=0)).logsumexp(dim=0)
+
+
+def gated(first: Model, second: Model, reference: Mapping[str, torch.Tensor]) -> list[Model]:
+    """Two models for `gated_average`: both with their logits divided by their temperatures, and the
+    second model's weight [B, 1] before its sigmoid, from its features. It is by an image's distance
+    to those that only the second gets right (VRF). reference: of `engine.store.cells.Gated`."""
+    failures_MD = reference["failures"]
+    neighbour, middle, width = reference["numbers"].tolist()
+
+    def weight(features_BD: torch.Tensor) -> torch.Tensor:
+        distance_B1 = squared_distance(features_BD, failures_MD, int(neighbour))
+        return (middle - distance_B1) / width
+
+    scaled = [
+        Model(each.embed, lambda x_BD, head=each.head, t=t: head(x_BD) / t)
+        for each, t in zip((first, second), reference["temperatures"], strict=True)
+    ]
+    return [*scaled, Model(second.embed, weight)]
+
+
+def squared_distance(
+    features_BD: torch.Tensor, failures_MD: torch.Tensor, neighbour: int
+) -> torch.Tensor:
+    """[B, 1]: squared distance of each row, as a unit vector, to its `neighbour`th nearest failure
+    (from 1); infinite if there is none."""
+    if not len(failures_MD):
+        return features_BD.new_full((len(features_BD), 1), torch.inf)
+    with torch.autocast(features_BD.device.type, enabled=False):
+        cosine_BM = F.normalize(features_BD, dim=1) @ failures_MD.T
+    return 2 - 2 * cosine_BM.topk(neighbour, dim=1).values[:, -1:]
+
+
+def gated_average(
+    first_BC: torch.Tensor, second_BC: torch.Tensor, weight_B1: torch.Tensor
+) -> torch.Tensor:
+    """The logarithm [B, C] of the average of two models' probabilities, from their logits.
+
+    weight_B1: of the second, before its sigmoid.
+    """
+    return torch.logaddexp(
+        first_BC.log_softmax(1) + F.logsigmoid(-weight_B1),
+        second_BC.log_softmax(1) + F.logsigmoid(weight_B1),
+    )
 
 
 def predictions_table(

@@ -66,11 +66,7 @@ def interval(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
 
 
 def ends_of_shares(
-    values: np.ndarray,
-    samples: np.ndarray,
-    percentiles: np.ndarray,
-    sources: np.ndarray,
-    level: float = LEVEL,
+    values: np.ndarray, samples: np.ndarray, percentiles: np.ndarray, sources: np.ndarray
 ) -> np.ndarray:
     """Bounds [2, K] of the intervals of shares in percent [K]: `percentiles` [2, K] of their draws,
     samples [B, K], or Wilson's (1927) for shares below 5% or above 95%.
@@ -89,7 +85,7 @@ def ends_of_shares(
     images = np.where(
         (variance > 1e-12) & (binomial > 0), binomial / np.maximum(variance, 1e-12), sources[near]
     )
-    z2 = special.ndtri((1 + level) / 2) ** 2
+    z2 = special.ndtri((1 + LEVEL) / 2) ** 2
     centre = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = np.sqrt(z2 * (binomial / images + z2 / (4 * images**2))) / (1 + z2 / images)
     both = percentiles.copy()

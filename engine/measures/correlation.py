@@ -57,10 +57,8 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
         orders = np.array(list(itertools.permutations(range(units))))
     else:
         orders = rng.permuted(np.tile(np.arange(units), (RANDOM, 1)), axis=1)
-    value, shuffled = (
-        float(_of_orders(x, y, known, np.arange(units)[None])[0]),
-        _of_orders(x, y, known, orders),
-    )
+    value = float(_of_orders(x, y, known, np.arange(units)[None])[0])
+    shuffled = _of_orders(x, y, known, orders)
     close = 1e-12  # coefficients equal up to rounding
     tails = (shuffled <= value + close).sum(), (shuffled >= value - close).sum()
     itself = units > EXACT  # the observed order counts as one of the random permutations

@@ -91,9 +91,8 @@ class Trend:
 
     def residuals(self, accuracy: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Effective robustness [B, its cells] in points; NaN without a line."""
-        return accuracy[:, self.cells] - self.predicted(
-            accuracy, accuracy[:, self.upstream], weights
-        )
+        on_line = self.predicted(accuracy, accuracy[:, self.upstream], weights)
+        return accuracy[:, self.cells] - on_line
 
     def drawn(self, draws: int) -> np.ndarray | None:
         """The weight of each given model in each draw [draws, F], equal within its family."""

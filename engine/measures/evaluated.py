@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.measures import bootstrap, scores
-from engine.measures.predictions import ImagePredictions, SetPredictions
+from engine.measures.predictions import ImagePredictions, SetPredictions, Temperature
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
-from engine.measures.temperature_scaling import Temperature
 
 TOGETHER = 64  # evaluations whose draws are made at a time
 
@@ -57,7 +56,7 @@ def _of_set(
     """
     numbers, samples = [], []
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
-    scales = np.array([scores.METRICS[name].scale for name in names])
+    scales = np.array([scores.SCALES[scores.METRICS[name].unit] for name in names])
     whole_set = {name: scores.METRICS[name].of for name in scores.names(scores.WHOLE_SET)}
     of_set, on_downstream = SetPredictions(), SetPredictions()
     before: dict[str, ImagePredictions] = {}  # by model

@@ -65,7 +65,13 @@ def _of_set(
     bank = SetPredictions()
     read = [bank.add(row.path, row.model) for row in rows]
     counts = bootstrap.counts(bank.sources, draws)
-    names_of_parts, parts, drawn = [], [], []
+    names_of_parts, drawn = [], []
+    numbers: list[dict[str, float]] = []
+
+    def add(names: tuple[str, str], n: int, sources: int, values: np.ndarray) -> None:
+        names_of_parts.append(names)
+        numbers.extend({"n": n, "sources": sources, "accuracy": of} for of in values.tolist())
+
     for column in predictions.columns_of(rows[0].path):
         names, group_N = np.unique(bank.column(column), return_inverse=True)
         if len(names) == 1:  # the one part of a split that is held out, for example
@@ -77,23 +83,15 @@ def _of_set(
             known = total > 0
             drawn.append(100 * bootstrap.means(counts[known], total[known], right[known]))
             values = 100 * right.sum(axis=0) / total.sum()
-            names_of_parts.append((column, name))
-            parts.append((int(here_N.sum()), int(known.sum()), values))
-    label_N, sources = bank.images["label"].to_numpy(), len(bank.sources)
+            add((column, name), int(here_N.sum()), int(known.sum()), values)
     drawn.append(np.column_stack([macro_f1(of, bank.codes, counts) for of in read]))
-    ones = np.ones((sources, 1), np.uint8)
+    ones = np.ones((len(bank.sources), 1), np.uint8)
     values = np.array([macro_f1(of, bank.codes, ones)[0] for of in read])
-    names_of_parts.append((MACRO_F1, ""))
-    parts.append((len(label_N), sources, values))
+    add((MACRO_F1, ""), len(bank.images), len(bank.sources), values)
     evaluations = [
         replace(row, evaluated_on=f"{row.evaluated_on}\0{number}")
-        for number in range(len(parts))
+        for number in range(len(names_of_parts))
         for row in rows
-    ]
-    numbers = [
-        {"n": n, "sources": of_sources, "accuracy": value}
-        for n, of_sources, values in parts
-        for value in values.tolist()
     ]
     samples = np.concatenate(drawn, axis=1).astype(np.float32)
     return names_of_parts, (evaluations, numbers, {"accuracy": samples})

@@ -13,9 +13,8 @@ INTERVAL = ["value", "low", "high"]
 
 def intervals(grid: Grid, probe_sets: pandas.DataFrame) -> pandas.DataFrame:
     """Every number of `Grid.numbers` with its percentile interval over source images and training
-    seeds (`bootstrap`, `seeds`), one row each: `KEY`, quantity, `INTERVAL`. Shares near 0 and 100%
-    have Wilson's interval (`shares`). Then the same of `metrics.on_probe_sets`, which may be
-    empty."""
+    seeds (`bootstrap`, `seeds`), one row each: `KEY`, quantity, `INTERVAL`. Then the same of
+    `metrics.on_probe_sets`, which may be empty."""
     numbers, parts = grid.named(grid.numbers), []
     of_set, of_column = numbers["evaluated_on"] != "", numbers["downstream"] != ""
     change = np.select([of_set, of_column], ["change", "RI"], "mRI").astype(object)

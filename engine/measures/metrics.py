@@ -326,8 +326,8 @@ def gather(
     again = None
     if replicates:
         accuracy = evaluated.again(evaluations, replicates)
-        cells = rows(grid.cells)
-        keys = [ModelOnSet(*grid.arms[c.arm], c.downstream, c.evaluated_on) for c in cells]
+        arms, cells = dict(enumerate(grid.arms)), rows(grid.cells)
+        keys = [ModelOnSet(*arms[c.arm], c.downstream, c.evaluated_on) for c in cells]
         again = np.array([accuracy.get(key, np.nan) for key in keys])
     return replace(grid, related=related, again=again)
 

@@ -110,7 +110,8 @@ class ModelOnSet:
     @property
     def key(self) -> tuple[str, str, str, float | None, Setting, str, str]:
         """The first values of every row of a model on a dataset."""
-        return *self.arm, self.downstream, self.evaluated_on
+        model, method, variant, alpha, setting = self.arm
+        return model, method, variant, alpha, setting, self.downstream, self.evaluated_on
 
     def __str__(self) -> str:
         trained = f" fine-tuned on {self.downstream}" if self.downstream else ""

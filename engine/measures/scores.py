@@ -42,10 +42,6 @@ class Metric:
     caption: str
     is_share: bool = False
 
-    @property
-    def scale(self) -> int:
-        return SCALES[self.unit]
-
 
 METRICS: dict[str, Metric] = {}  # in the order of their columns
 

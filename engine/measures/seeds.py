@@ -103,17 +103,17 @@ def widened(
 
 
 def tested(
-    values: np.ndarray, over_images: np.ndarray, seeds: SeedError, level: float = LEVEL
+    values: np.ndarray, over_images: np.ndarray, seeds: SeedError
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intervals [2, K] of differences, and two-sided p [K] of "the difference is 0", by one rule:
-    p is below 1 - level exactly if 0 is outside the interval.
+    p is below 0.05 exactly if 0 is outside the interval.
 
     values [K]: the differences. over_images [K]: their variances over images. The statistic is
     Student's t, or normal without variance over seeds.
     """
     total = np.maximum(over_images + seeds.variance, ROUNDING**2)
     error, freedom = np.sqrt(total), _freedom(total, seeds)
-    half = error * special.stdtrit(freedom, (1 + level) / 2)
+    half = error * special.stdtrit(freedom, (1 + LEVEL) / 2)
     p = 2 * special.stdtr(freedom, -np.abs(values) / error)
     return np.stack([values - half, values + half]), np.maximum(p, LEAST_P)
 

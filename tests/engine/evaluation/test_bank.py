@@ -12,7 +12,7 @@ from engine.campaigns import column_job
 from engine.campaigns.plan import Column
 from engine.evaluation import bank, features, passes
 from engine.measures import predictions
-from engine.measures.temperature_scaling import TEMPERATURES
+from engine.measures.predictions import TEMPERATURES
 from engine.models.execution import Form
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry
@@ -26,6 +26,7 @@ from helpers.evaluations import (
     same,
     tables,
 )
+from helpers.grids import Grid
 
 
 @pytest.mark.parametrize(("room", "reads"), [(2, 3), (8, 1)])
@@ -110,39 +111,39 @@ def members(mixes) -> list[str]:
     return [name for mix in mixes[4:] for name in mix]
 
 
-@pytest.mark.parametrize("name", ["tinted", "few"])  # few: among three of the head's classes
-def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
-    words = "method.members=[pre,fine_tune,visual_prompt]"
-    builder, cell = grid.build("method=ensemble", words)
+def ensembled(grid: Grid, method: str, name: str) -> tuple:
+    """The builder, entry and predictions of an ensemble of three, its members' names, and by timm
+    their logits, and labels."""
+    builder, cell = grid.build(f"method={method}", "method.members=[pre,fine_tune,visual_prompt]")
     (entry,) = cell.entries
     members = [builder.base, builder.cell("fine_tune"), builder.cell("visual_prompt")]
-    assert entry == Entry(Ensemble(tuple(member.name for member in members)))
-    (table,) = tables(builder, [entry.mix], [name])
-    path = passes.predicted(builder, entry.mix, name, "all")
-    assert predictions.mix_of(path) == cells.canonical_mix(entry.mix)
     of_members = [by_timm(grid, name, each.state(), each.prompt()) for each in members]
     logits, truth = zip(*of_members, strict=True)
+    (table,) = tables(builder, [entry.mix], [name])
+    return builder, entry, table, tuple(member.name for member in members), logits, truth[0]
+
+
+@pytest.mark.parametrize("name", ["tinted", "few"])  # few: among three of the head's classes
+def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
+    builder, entry, table, names, logits, truth = ensembled(grid, "ensemble", name)
+    assert entry == Entry(Ensemble(names))
+    path = passes.predicted(builder, entry.mix, name, "all")
+    assert predictions.mix_of(path) == cells.canonical_mix(entry.mix)
     assert {len(set(single.argmax(1).tolist())) for single in logits} != {1}
-    check_predictions(table, torch.stack(logits).mean(0), truth[0])
+    check_predictions(table, torch.stack(logits).mean(0), truth)
 
 
 @pytest.mark.parametrize("name", ["tinted", "few"])
 def test_dawin_averages_probabilities_by_each_images_entropies(grid, name):
-    builder, cell = grid.build("method=dawin", "method.members=[pre,fine_tune,visual_prompt]")
-    (entry,) = cell.entries
-    (table,) = tables(builder, [entry.mix], [name])
-    members = [builder.base, builder.cell("fine_tune"), builder.cell("visual_prompt")]
-    of_members = [by_timm(grid, name, each.state(), each.prompt()) for each in members]
-    logits, truth = zip(*of_members, strict=True)
+    builder, _, table, names, logits, truth = ensembled(grid, "dawin", name)
     mixed = []
     for row in zip(*(each.softmax(1).tolist() for each in logits), strict=True):  # an image each
         sure = [math.prod(p**p for p in of_member) for of_member in row]  # exp(-entropy)
         shares = [each / sum(sure) for each in sure]
         assert len({round(share, 3) for share in shares}) > 1
         mixed.append((np.array(shares)[:, None] * np.array(row)).sum(0).tolist())
-    check_predictions(table, torch.tensor(mixed, dtype=torch.float64).log(), truth[0])
-    alike = Ensemble(entry.mix.members)
-    assert not tables(builder, [alike], [name])[0]["p_true"].equals(table["p_true"])
+    check_predictions(table, torch.tensor(mixed, dtype=torch.float64).log(), truth)
+    assert not tables(builder, [Ensemble(names)], [name])[0]["p_true"].equals(table["p_true"])
 
 
 def test_an_ensemble_costs_no_forward_pass(

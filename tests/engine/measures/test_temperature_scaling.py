@@ -11,10 +11,9 @@ import torch
 from scipy import optimize, special
 
 from engine.evaluation.reduction import Reduction, predictions_table
-from engine.measures import predictions, scores, temperature_scaling
+from engine.measures import predictions, scores
 from engine.measures.predictions import ImagePredictions, SetPredictions
 
-CPU = torch.device("cpu")
 MASK = np.array([True, True, False, True, True, True, False, True])
 CLASSES = np.flatnonzero(MASK)
 
@@ -36,9 +35,8 @@ def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> P
     labelled = SimpleNamespace(
         labels=truth, mask=mask, members=None, group=None, columns={}, pack=pack, joined="max"
     )
-    reduced = Reduction(labelled, CPU, calibration=True)(
-        positions, [torch.from_numpy(logits).float()]
-    )
+    reduce = Reduction(labelled, torch.device("cpu"), calibration=True)
+    reduced = reduce(positions, [torch.from_numpy(logits).float()])
     path = folder / f"{name}.parquet"
     pq.write_table(predictions_table(reduced, labelled, positions), path)
     return path
@@ -100,7 +98,7 @@ def test_what_is_not_stored_has_no_error(tmp_path):
     path = stored(tmp_path, "a", *drawn(20, 1.0))
     pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled"]), path)
     assert predictions.temperature_of([path]) is None
-    after = SetPredictions().add(path, temperature=temperature_scaling.Temperature(3))
+    after = SetPredictions().add(path, temperature=predictions.Temperature(3))
     assert np.isnan(scores.scaled_calibration_error(after, np.arange(20)))
 
 

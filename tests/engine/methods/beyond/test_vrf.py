@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.evaluation import gate
+from engine.evaluation import reduction
 from engine.methods.beyond import vrf
 from engine.store.cells import Ensemble
 from helpers.evaluations import by_timm, check_predictions, tables
@@ -66,7 +66,7 @@ def test_the_distance_is_to_the_nth_nearest_failure():
     every_BM = torch.cdist(unit_BD, failures_MD).square()
     for neighbour in (1, 5, 30):
         expected = every_BM.sort(dim=1).values[:, neighbour - 1 : neighbour]
-        actual = gate.squared_distance(features_BD, failures_MD, neighbour)
+        actual = reduction.squared_distance(features_BD, failures_MD, neighbour)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
