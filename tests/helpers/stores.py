@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def cell(
 ) -> Evaluation:
     variant = "" if method == PRE else "canonical"
     return Evaluation("lite0", method, variant, alpha, PLAIN, downstream, on, path, seed)
+
+
+def right(row: Evaluation) -> np.ndarray:
+    """Which of the stored predictions are right, bool [N]."""
+    table = pq.read_table(row.path)
+    return table["top1"].to_numpy() == table["label"].to_numpy()
+
+
+def answered(row: Evaluation, right: np.ndarray, folder: Path) -> Evaluation:
+    """The same images with other answers, of which these are right."""
+    table, path = pq.read_table(row.path), folder / row.path.name
+    label = table["label"].to_numpy()
+    pq.write_table(table.set_column(3, "top1", [np.where(right, label, label + 1)]), path)
+    return replace(row, path=path)
 
 
 def grid(

@@ -26,10 +26,6 @@ def test_a_sources_counts_follow_from_its_name_alone():
     together = bootstrap.counts(["a", "b", "c"], 50)
     assert (bootstrap.counts(["c", "a"], 50) == together[[2, 0]]).all()
     assert (together[0] != together[1]).any()
-    counts = bootstrap.counts(range(5000), 7)
-    blocks = bootstrap.means(counts, np.ones(5000), np.arange(5000.0)[:, None])
-    plain = counts.T.astype(float)
-    assert blocks[:, 0] == pytest.approx(plain @ np.arange(5000) / plain.sum(axis=1), rel=1e-5)
 
 
 def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():

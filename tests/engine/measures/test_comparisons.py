@@ -4,7 +4,6 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ from engine.measures import comparisons, seeds
 from engine.measures.comparisons import Errors
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows
-from helpers.stores import SETS, gather, grid, mri, random_hits, setting
+from helpers.stores import SETS, gather, grid, mri, random_hits, right, setting
 
 PRE, FT, LWF, EWC = range(4)  # arms of a grid of these methods
 
@@ -58,11 +57,7 @@ def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     of_method = mri(read).set_index("method")["mri"]
     assert overall.difference_pts == pytest.approx(of_method["fine_tune"] - of_method["lwf"])
     assert overall.difference_pts == pytest.approx(np.mean([row.difference_pts for row in on_sets]))
-    hit = {}
-    for cell in cells:
-        data = pq.read_table(cell.path)
-        right = data["top1"].to_numpy() == data["label"].to_numpy()
-        hit[cell.method, cell.downstream, cell.evaluated_on] = right.astype(float)
+    hit = {(c.method, c.downstream, c.evaluated_on): right(c).astype(float) for c in cells}
     pairs = itertools.permutations(SETS, 2)
     net = np.mean([hit["fine_tune", i, j] - hit["lwf", i, j] for i, j in pairs], axis=0)
     by_source = 100 * net.reshape(30, 2).mean(1)

@@ -25,11 +25,16 @@ def percent(x) -> np.ndarray:
     return 100 * norm.cdf(x)
 
 
-def robustness(upstream, shifted, fit=None) -> np.ndarray:
-    """Height of each model above the line over the models `fit`."""
+def robustness(upstream, shifted) -> np.ndarray:
+    """Height of each model above the line over all."""
     x, y = np.array([upstream], float), np.array([shifted], float)
-    in_fit = np.array([True] * x.size if fit is None else fit)
-    return (y - predicted(x[:, in_fit], y[:, in_fit], x))[0]
+    return (y - predicted(x, y, x))[0]
+
+
+def trend(upstream, shifted, basis: str, families=()) -> Trend:
+    """The line over given models."""
+    none = np.zeros(0, int)
+    return Trend(none, none, none, np.stack([upstream, shifted]), basis, np.array(families))
 
 
 def plain(upstream, shifted, at=None) -> np.ndarray:
@@ -63,14 +68,13 @@ def test_accuracies_of_0_and_100_have_an_effective_robustness():
 
 def test_models_of_the_same_upstream_accuracy_have_no_trend_line():
     assert np.isnan(robustness([70, 70, 70], [10, 20, 30])).all()
-    assert np.isnan(robustness([70, 70, 90], [10, 20, 30], [True, True, False])).all()
+    x, y, elsewhere = (np.array([of]) for of in ([70.0, 70], [10.0, 20], [90.0]))
+    assert np.isnan(predicted(x, y, elsewhere))
 
 
 def test_the_fit_is_scipys():
     upstream, shifted = np.random.default_rng(0).uniform(20, 90, (2, 12))
-    none = np.zeros(0, int)
-    trend = Trend(none, none, none, np.stack([upstream, shifted]), GIVEN, np.array([]))
-    fit = trend.fit(np.zeros(1))
+    fit = trend(upstream, shifted, GIVEN).fit(np.zeros(1))
     known = linregress(norm.ppf(upstream / 100), norm.ppf(shifted / 100))
     assert (fit.models, fit.low, fit.high) == (12, upstream.min(), upstream.max())
     assert fit.slope == pytest.approx(known.slope) and fit.r2 == pytest.approx(known.rvalue**2)
@@ -81,11 +85,11 @@ def test_the_fit_is_scipys():
 def test_published_models_are_drawn_by_family():
     """Of each draw the line is NumPy's over the models as often as their family comes up."""
     upstream, shifted = np.random.default_rng(1).uniform(20, 90, (2, 9))
-    none, families = np.zeros(0, int), np.array(["a", "a", "b", "c", "c", "c", "d", "e", "f"])
-    trend = Trend(none, none, none, np.stack([upstream, shifted]), PUBLISHED, families)
-    times = trend.drawn(50)
+    families = np.array([*"aabcccdef"])
+    line = trend(upstream, shifted, PUBLISHED, families)
+    times = line.drawn(50)
     assert (times[:, [0, 3, 3]] == times[:, [1, 4, 5]]).all() and np.ptp(times[:, 0]) > 0
-    found = trend.predicted(np.zeros((1, 1)), np.array([[55.0]]), times)
+    found = line.predicted(np.zeros((1, 1)), np.array([[55.0]]), times)
     for draw, value in zip(times, found, strict=True):
         if len(set(families[draw > 0])) > 2:
             x, y = (norm.ppf(np.repeat(v, draw) / 100) for v in (upstream, shifted))

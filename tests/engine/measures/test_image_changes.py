@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from engine.measures import image_changes
 from engine.measures.image_changes import GAINED, LOST
@@ -12,25 +13,17 @@ from engine.measures.rows import PRE
 from helpers import stores
 
 
-def read(row):
-    table = pq.read_table(row.path).to_pydict()
-    return {
-        index: (label, top1)
-        for index, label, top1 in zip(table["index"], table["label"], table["top1"], strict=True)
-    }
-
-
 def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(image_changes, "MOST", 60)
     rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
     changes = image_changes.of(rows)
-    before = {row.evaluated_on: read(row) for row in rows if row.method == PRE}
+    before = {row.evaluated_on: stores.right(row) for row in rows if row.method == PRE}
     expected: dict[tuple[str, str, int], Counter] = {}
     for row in rows:
         if row.method == PRE or row.downstream == row.evaluated_on:
             continue
-        for index, (label, top1) in read(row).items():
-            was, now = before[row.evaluated_on][index][1] == label, top1 == label
+        pairs = zip(before[row.evaluated_on], stores.right(row), strict=True)
+        for index, (was, now) in enumerate(pairs):
             if was != now:
                 key = row.evaluated_on, GAINED if now else LOST, index
                 expected.setdefault(key, Counter())[row.method] += 1
@@ -57,17 +50,10 @@ def test_a_lost_image_has_the_answer_of_most_of_the_rows(tmp_path):
     assert {(c.change, c.before == c.label, c.after) for c in changes} == {(LOST, True, 3)}
 
 
-def test_averages_of_models_are_not_counted(tmp_path):
-    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "wise_ft", "ensemble"))
-    averages = ("wise_ft", "ensemble")
-    rows = [dataclasses.replace(row, trains=row.method not in averages) for row in rows]
+@pytest.mark.parametrize("what", ["trains", "headline"])
+def test_averages_of_models_and_points_of_a_curve_are_not_counted(tmp_path, what):
+    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "wise_ft"))
+    rows = [dataclasses.replace(row, **{what: row.method != "wise_ft"}) for row in rows]
     changes = image_changes.of(rows)
     assert {c.of for c in changes if c.evaluated_on == "up"} == {3}
     assert {method for c in changes for method in c.by_method} == {"fine_tune"}
-
-
-def test_points_of_a_curve_are_not_counted(tmp_path):
-    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
-    hidden = [dataclasses.replace(row, headline=row.method != "lwf") for row in rows]
-    changes = image_changes.of(hidden)
-    assert {c.of for c in changes if c.evaluated_on == "up"} == {3}

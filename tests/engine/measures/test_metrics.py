@@ -119,18 +119,14 @@ def test_other_pixels_of_one_model_are_refused(tmp_path):
     """The same images and labels in another pack: the set was encoded again from altered files."""
     evaluations = grid(tmp_path, random_hits())
 
-    def name_pack(pack: str, number: int) -> None:
-        path = evaluations[number].path
-        pq.write_table(pq.read_table(path).replace_schema_metadata({"pack": pack}), path)
+    def name_pack(row, **metadata: str) -> None:
+        pq.write_table(pq.read_table(row.path).replace_schema_metadata(metadata), row.path)
 
-    for number in range(len(evaluations)):
-        name_pack("one", number)
-    another_model = [
-        replace(row, model="at another size", path=tmp_path / "b") for row in evaluations
-    ]
-    pq.write_table(pq.read_table(evaluations[0].path).replace_schema_metadata({}), tmp_path / "b")
-    gather([*evaluations, *another_model])
-    name_pack("two", -1)
+    other = grid(tmp_path / "at another size", random_hits())
+    for row in evaluations:
+        name_pack(row, pack="one")
+    gather([*evaluations, *(replace(row, model="at another size") for row in other)])
+    name_pack(evaluations[-1], pack="two")
     with pytest.raises(ValueError, match="used different packs of one dataset") as caught:
         gather(evaluations)
     assert str(evaluations[-1].path) in str(caught.value)

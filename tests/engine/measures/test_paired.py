@@ -1,6 +1,5 @@
 """Paired differences between tables that other programs wrote."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,14 +73,10 @@ def table(seed: int, *, seeds: int = 1) -> pandas.DataFrame:
     return pandas.concat(parts, ignore_index=True)
 
 
-def to_json(rows: pandas.DataFrame, path: Path) -> None:
-    path.write_text("\n".join(json.dumps(row) for row in rows.to_dict("records")), "utf-8")
-
-
 WRITERS: dict[str, Callable[[pandas.DataFrame, Path], object]] = {
     "csv": lambda rows, path: rows.to_csv(path, index=False),
     "parquet": lambda rows, path: pq.write_table(pa.Table.from_pandas(rows), path),
-    "jsonl": to_json,
+    "jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True),
 }
 
 
@@ -156,15 +151,12 @@ def test_tables_that_cannot_be_paired_are_refused(tmp_path):
     other = rows.assign(image=rows["image"] + ".png")
     scores = rows.rename(columns={"correct": "score"})
     one, two = (rows.assign(source=rows["image"].str[k]) for k in (0, 1))
-    for first, second, message in (
+    for *pair, message in (
         (rows, other, "share no image"),
         (rows, scores, "the other score"),
         (one, two, "an image has two sources"),
         (one.assign(source="s"), rows, "a single source"),
     ):
-        tables = [
-            read_scores(written(tmp_path, name, of))
-            for name, of in (("first", first), ("second", second))
-        ]
+        tables = [read_scores(written(tmp_path, str(k), of)) for k, of in enumerate(pair)]
         with pytest.raises(ValueError, match=message):
             paired.compare_scores(tables)

@@ -13,18 +13,20 @@ from engine.measures.photo_disjoint import related_datasets
 from engine.measures.rows import PRE
 from engine.report import headline, sections, terminal
 from helpers import made_results
-from helpers.stores import gather, grid, random_hits
+from helpers.stores import answered, gather, grid, random_hits, right
 
 SETS = ("natural", "sketch", "cartoon", "blurred")
 PHOTOS = {"natural": "n", "sketch": "s", "cartoon": "p", "blurred": "p", "up": "u"}
 FAMILIES = {"one maker": ["natural", "sketch", "of another run"]}
-RELATED = {("natural", "sketch"), ("cartoon", "blurred")}
+PAIRS = [("natural", "sketch"), ("cartoon", "blurred")]
+RELATED = {*PAIRS, *((j, i) for i, j in PAIRS)}
 
 
-@pytest.fixture
-def evaluations(tmp_path):
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory):
     """A grid whose sets `cartoon` and `blurred` show the same photos."""
-    rows = grid(tmp_path, random_hits(400), ("fine_tune", "lwf"), SETS)
+    folder = tmp_path_factory.mktemp("grid")
+    rows = grid(folder, random_hits(400), ("fine_tune", "lwf"), SETS)
     for row in rows:
         table = pq.read_table(row.path)
         sources = [f"{PHOTOS[row.evaluated_on]}{k // 2}" for k in range(len(table))]
@@ -34,16 +36,20 @@ def evaluations(tmp_path):
 
 def accuracies(evaluations):
     """By method, set fine-tuned on and set evaluated on, from the files."""
-    tables = {(e.method, e.downstream, e.evaluated_on): pq.read_table(e.path) for e in evaluations}
     return {
-        key: 100 * np.mean(table["top1"].to_numpy() == table["label"].to_numpy())
-        for key, table in tables.items()
+        (row.method, row.downstream, row.evaluated_on): 100 * right(row).mean()
+        for row in evaluations
     }
+
+
+def without_blurred(evaluations):
+    """The evaluations and the sets of a grid without the set `blurred`."""
+    rows = [row for row in evaluations if "blurred" not in (row.downstream, row.evaluated_on)]
+    return rows, [name for name in SETS if name != "blurred"]
 
 
 def test_disjoint_ri_leaves_out_sets_of_the_same_photos_or_maker(evaluations):
     accuracy = accuracies(evaluations)
-    related = RELATED | {(j, i) for i, j in RELATED}
     numbers = gather(evaluations, SETS, families=FAMILIES)
     table = numbers.named(numbers.numbers).set_index(["method", "downstream", "evaluated_on"])
     column = table["disjoint_change_pts"]
@@ -51,7 +57,7 @@ def test_disjoint_ri_leaves_out_sets_of_the_same_photos_or_maker(evaluations):
     for method in ("fine_tune", "lwf"):
         change = {
             (i, j): accuracy[method, i, j] - accuracy[PRE, "", j]
-            for i in SETS for j in SETS if i != j and (i, j) not in related
+            for i in SETS for j in SETS if i != j and (i, j) not in RELATED
         }  # fmt: skip
         of_sets = {i: fmean(v for (a, _), v in change.items() if a == i) for i in SETS}
         for i in SETS:
@@ -138,56 +144,43 @@ def test_the_report_has_disjoint_numbers_wherever_it_has_ri(evaluations):
 def test_a_set_that_is_related_to_the_upstream_set_alone_has_no_disjoint_numbers(evaluations):
     """No column is fine-tuned on the upstream set, so that RI would be the same."""
     alone = {"photos": ["up", "natural"]}
-    chosen = [row for row in evaluations if "blurred" not in (row.downstream, row.evaluated_on)]
-    sets = [name for name in SETS if name != "blurred"]
-    results = made_results.of_evaluations(chosen, sets=sets, downstreams=sets, families=alone)
+    rows, sets = without_blurred(evaluations)
+    results = made_results.of_evaluations(rows, sets=sets, downstreams=sets, families=alone)
     assert "disjoint" not in terminal.table(results) and results.disjoint.empty
     assert "disjoint_change_pts" not in results.grid.numbers
     assert "related-sets" not in {section.key for section in sections.of(results)}
 
 
-def test_a_seed_replicate_says_nothing_of_what_disjoint_mri_is_more(evaluations):
+def test_a_seed_replicate_says_nothing_of_what_disjoint_mri_is_more(evaluations, tmp_path):
     """Of a replicated column without related sets, RI and disjoint RI are one."""
     alone = {"one maker": ["natural", "sketch"]}
-    rows = [row for row in evaluations if "blurred" not in (row.downstream, row.evaluated_on)]
-    sets = [name for name in SETS if name != "blurred"]
+    rows, sets = without_blurred(evaluations)
     record = made_results.record(rows, sets=sets, downstreams=sets, families=alone)
     plain = made_results.of_record(record, rows).disjoint
     for column in ("cartoon", "natural"):
-        replicates = [replace(row, seed=1) for row in rows if row.downstream == column]
-        table = made_results.of_record(record, rows, replicates=_changed(replicates)).disjoint
+        replicates = []
+        for number, row in enumerate(row for row in rows if row.downstream == column):
+            is_right = np.random.default_rng(number).random(400) < 0.3
+            replicates.append(replace(answered(row, is_right, tmp_path), seed=1))
+        table = made_results.of_record(record, rows, replicates=replicates).disjoint
         assert table["difference_low"].equals(plain["difference_low"])
         assert (table["disjoint_mRI_low"] < plain["disjoint_mRI_low"]).all()
-
-
-def _changed(replicates):
-    """The evaluations with the answers in another order."""
-    for number, row in enumerate(replicates):
-        table = pq.read_table(row.path)
-        top1 = np.random.default_rng(number).permutation(table["top1"].to_numpy())
-        path = row.path.with_name(f"again-{row.path.name}")
-        pq.write_table(table.set_column(3, "top1", [top1]), path)
-        replicates[number] = replace(row, path=path)
-    return replicates
 
 
 @pytest.mark.parametrize(
     ("gain", "says"), [(0, ""), (40, "Without datasets that share photos or a maker")]
 )
 def test_the_first_screen_names_only_what_differs_by_more_than_its_interval(
-    evaluations, gain, says
+    evaluations, gain, says, tmp_path
 ):
     """Images are right in the same share everywhere, and `gain` points more in related sets."""
-    related = RELATED | {(j, i) for i, j in RELATED}
+    rows = []
     for number, row in enumerate(evaluations):
-        is_more = row.method == "fine_tune" and (row.downstream, row.evaluated_on) in related
-        share = 30 + gain * is_more
-        table = pq.read_table(row.path)
-        label = table["label"].to_numpy()
-        right = np.random.default_rng(number).random(len(label)) < share / 100
-        pq.write_table(table.set_column(3, "top1", [np.where(right, label, label + 1)]), row.path)
+        is_more = row.method == "fine_tune" and (row.downstream, row.evaluated_on) in RELATED
+        is_right = np.random.default_rng(number).random(400) < (30 + gain * is_more) / 100
+        rows.append(answered(row, is_right, tmp_path))
     results = made_results.of_evaluations(
-        evaluations, sets=list(SETS), downstreams=list(SETS), families=FAMILIES
+        rows, sets=list(SETS), downstreams=list(SETS), families=FAMILIES
     )
     text = headline.without_related(results)
     assert text.startswith(says) and bool(text) == bool(says)

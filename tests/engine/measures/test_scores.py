@@ -1,34 +1,15 @@
-"""Agreement and calibration error, against their definitions."""
+"""Calibration error and scores of probabilities, against their definitions."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.measures import scores
 from engine.measures.predictions import ImagePredictions
 
 
-def predictions_of(top1, label, p_top1=None, weights=None) -> ImagePredictions:
-    top1, label = np.asarray(top1), np.asarray(label)
-    p_top1 = np.full(len(top1), 0.5) if p_top1 is None else np.asarray(p_top1)
-    weights = np.ones(len(top1)) if weights is None else np.asarray(weights, float)
-    p = p_top1.astype(np.float32)
-    return ImagePredictions(top1, label, p, p, weights)
-
-
-@given(st.integers(0, 2**31), st.integers(1, 40))
-def test_agreement_of_a_model_with_itself_and_turned_around(seed, n):
-    def shares(before, after) -> list[float]:
-        measures = scores.same_top1, scores.lost, scores.gained
-        return [100 * of(before, after).mean() for of in measures]
-
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 3, n)
-    first, second = (predictions_of(rng.integers(0, 3, n), label) for _ in range(2))
-    assert shares(first, first) == [100, 0, 0]
-    (same, lost, gained), back = shares(first, second), shares(second, first)
-    assert [same, gained, lost] == back
+def predictions_of(top1, label, p_top1, weights=None) -> ImagePredictions:
+    weights, p = np.ones(len(top1)) if weights is None else weights, np.asarray(p_top1, np.float32)
+    return ImagePredictions(np.asarray(top1), np.asarray(label), p, p, weights)
 
 
 def test_calibration_error_of_many_images_is_its_definition():

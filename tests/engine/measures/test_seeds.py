@@ -1,10 +1,10 @@
 """What training seeds add to intervals and tests: by brute force, by laws, and in simulations."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pandas
-import pyarrow.parquet as pq
 import pytest
 from scipy import sparse, stats
 
@@ -12,9 +12,10 @@ from bench import simulated_seeds
 from engine.measures import comparisons, seeds
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows
-from helpers.stores import SETS, gather, grid, random_hits, several_seeds
+from helpers.stores import SETS, gather, grid, random_hits, right, several_seeds
 
 METHODS = ("fine_tune", "lwf", "ewc")
+PAIRS = list(itertools.combinations(METHODS, 2))
 
 
 def of_seed(seed: int):
@@ -57,46 +58,34 @@ def test_a_difference_is_significant_exactly_where_its_interval_excludes_0():
 def test_the_variance_of_pairs_is_pooled_over_rows_that_train(tmp_path):
     cells = several_seeds(tmp_path, of_seed, (0, 1, 2), methods=(*METHODS, "soup", "linear_probe"))
     fixed = {(c.downstream, c.evaluated_on): c.path for c in cells if c.method == "linear_probe"}
-    cells = [
-        replace(
-            cell,
-            trains=cell.method != "soup",
-            path=fixed[cell.downstream, cell.evaluated_on]
-            if cell.method == "linear_probe"
-            else cell.path,
-        )
-        for cell in cells
-    ]
+    cells = [replace(cell, trains=cell.method != "soup") for cell in cells]
+    for k, cell in enumerate(cells):
+        if cell.method == "linear_probe":
+            cells[k] = replace(cell, path=fixed[cell.downstream, cell.evaluated_on])
     read = gather(cells)
     accuracy = read.trained.query("downstream != ''")
     accuracy = accuracy[accuracy["evaluated_on"].isin(SETS)]
     accuracy = accuracy[accuracy["downstream"] != accuracy["evaluated_on"]]
     mri = accuracy.groupby(["method", "seed"])["accuracy"].mean().unstack()
-    by_pair = [float(np.var(mri.loc[a] - mri.loc[b], ddof=1)) / 3 for a, b in _pairs(METHODS)]
-    pooled = np.mean(by_pair)
+    pooled = np.mean([(mri.loc[a] - mri.loc[b]).var() / 3 for a, b in PAIRS])
     arms = [k for k, arm in enumerate(read.arms) if arm.method != "pre"]
     for row in rows(comparisons.compare(read, arms).query("evaluated_on == ''")):
         a, b = read.arms[row.arm].method, read.arms[row.against].method
         own = (mri.loc[a] - mri.loc[b]).var() / 3
         assert row.difference_pts == pytest.approx((mri.loc[a] - mri.loc[b]).mean())
-        variance = max(own, pooled)
-        images = _variance_over_images(read, row.arm, row.against)
-        freedom = 2 * (len(METHODS) - 1) * ((images + variance) / variance) ** 2
-        t = abs(row.difference_pts) / np.sqrt(images + variance)
-        assert row.p == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-4)
-        half = stats.t.ppf(0.975, freedom) * np.sqrt(images + variance)
-        assert row.difference_high - row.difference_pts == pytest.approx(half, rel=1e-4)
+        check_difference(read, row, max(own, pooled), 2 * (len(METHODS) - 1))
 
 
-def _pairs(names):
-    return [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]
-
-
-def _variance_over_images(read, a: int, b: int) -> float:
-    draws = read.mri.draws()
-    places = read.mri.keys["arm"].tolist()
-    left, right = (draws[:, places.index(arm)].astype(float) for arm in (a, b))
-    return (left - right).var()
+def check_difference(read, row, variance: float, freedom: int) -> None:
+    """p and interval, from the variance over seeds and the degrees of freedom of its pool."""
+    draws, places = read.mri.draws(), read.mri.keys["arm"].tolist()
+    a, b = (draws[:, places.index(arm)].astype(float) for arm in (row.arm, row.against))
+    total = (a - b).var() + variance
+    of_total = stats.t(freedom * (total / variance) ** 2)
+    t = abs(row.difference_pts) / np.sqrt(total)
+    assert row.p == pytest.approx(2 * of_total.sf(t), rel=1e-4)
+    half = of_total.ppf(0.975) * np.sqrt(total)
+    assert row.difference_high - row.difference_pts == pytest.approx(half, rel=1e-4)
 
 
 def test_a_replicate_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
@@ -106,22 +95,17 @@ def test_a_replicate_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
     assert plain.cells.equals(read.cells)
 
     def ri(which, method):  # of column `a`
-        return np.mean(
-            [_accuracy(c) for c in which if c.method == method and c.downstream == "a"
-             and c.evaluated_on in ("b", "c")]
-        )  # fmt: skip
+        of_column = [c for c in which if (c.method, c.downstream) == (method, "a")]
+        return np.mean([100 * right(c).mean() for c in of_column if c.evaluated_on in ("b", "c")])
 
     change = {method: ri(second, method) - ri(first, method) for method in METHODS}
-    own = {pair: (change[pair[0]] - change[pair[1]]) ** 2 / 2 / 3 for pair in _pairs(METHODS)}
+    own = {(a, b): (change[a] - change[b]) ** 2 / 2 / 3 for a, b in PAIRS}
     arms = [k for k, arm in enumerate(read.arms) if arm.method != "pre"]
     compared = comparisons.compare(read, arms)
     for row in rows(compared.query("evaluated_on == ''")):
         pair = read.arms[row.arm].method, read.arms[row.against].method
-        variance = max(own[pair], np.mean([*own.values()]))
-        images = _variance_over_images(read, row.arm, row.against)
-        freedom = (len(METHODS) - 1) * ((images + variance) / variance) ** 2
-        t = abs(row.difference_pts) / np.sqrt(images + variance)
-        assert row.p == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-4)
+        pooled = np.mean([*own.values()])
+        check_difference(read, row, max(own[pair], pooled), len(METHODS) - 1)
     before = comparisons.compare(plain, arms)
     assert (before["difference_pts"] == compared["difference_pts"]).all()
     wider = compared["difference_high"] - compared["difference_low"]
@@ -131,11 +115,6 @@ def test_a_replicate_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
     of_columns = read.numbers["downstream"] != ""
     assert (wide[of_columns] == narrow[of_columns]).sum() == narrow[of_columns].notna().sum()
     assert (wide > narrow)[~of_columns & narrow.notna()].all()
-
-
-def _accuracy(cell) -> float:
-    table = pq.read_table(cell.path)
-    return 100 * float((table["top1"].to_numpy() == table["label"].to_numpy()).mean())
 
 
 def test_a_replicate_counts_for_the_rows_that_it_trained_alone():
