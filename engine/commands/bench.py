@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from engine.cost.throughput import Bench, Speed, cell_of
+from engine.cost.throughput import Bench, cell_of
 from engine.machine import ranks
 from engine.machine.devices import device_name
-from engine.machine.terminal import announce
 from engine.recipe.overrides import parsed
 from engine.report import console
 from loaders.pack import Pack
@@ -44,18 +43,13 @@ def run(arguments: argparse.Namespace) -> None:
         )
         for row in bench.measure(methods, arguments.batch):
             rows.append(row)
-            announce(f"{row.what}, batch {row.batch}: {row.images_s:.0f} images/s")
             if arguments.json:  # as soon as it is known
                 content = {"machine": machine, "rows": [asdict(row) for row in rows]}
                 arguments.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     ranks.stop()
-    print(text(arguments.model, machine, rows))
-
-
-def text(model: str, machine: str, rows: list[Speed]) -> str:
-    """The rows as a table."""
     title = (
-        f"{model} on {machine}. Plain loops are PyTorch loops over images already on the device.\n"
+        f"{arguments.model} on {machine}. Plain loops are PyTorch loops over images already on the "
+        "device.\n"
         "MFU is relative to the GPU's data sheet, or to the fastest matrix product measured here."
     )
     heads = ("", "batch", "images/s", "ms/step", "MFU", "peak MB")
@@ -70,4 +64,4 @@ def text(model: str, machine: str, rows: list[Speed]) -> str:
         )
         for row in rows
     ]
-    return console.text(title, heads, cells)
+    print(console.text(title, heads, cells))

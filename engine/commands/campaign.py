@@ -73,8 +73,7 @@ def complete(
     }
     announce(f"reading the campaign {name}")
     # Commands to encode come last: they have lines of their own.
-    faults = [*_faults_of_warmup(plans), *_faults_of_words(plans)]
-    faults += _faults_of_sets(name, plans)
+    faults = [*_faults_of_warmup(plans), *_faults_of_words(plans), *_faults_of_sets(name, plans)]
     if faults and not dry_run:
         raise CampaignError("; ".join(faults))
     missing = [
@@ -212,20 +211,19 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
         yield f"{first}{f' and {len(others)} more' * bool(others)}: {error}"
 
 
-def _faults_of_words(plans: Collection[Plan]) -> list[str]:
-    """Returns what is wrong with the classes in the file of `dataset.words`."""
+def _faults_of_words(plans: Collection[Plan]) -> Iterator[str]:
+    """Yields what is wrong with the classes in the file of `dataset.words`."""
     dataset = next(iter(plans)).recipe.dataset
     kind = kind_of(dataset, dataset.upstream)
     if not dataset.words or kind.is_drawn:  # drawings are downloaded by a job
-        return []
+        return
     try:
         classes = kind.head_classes() or kind.listing(cache_folder()).classes
         read_words(Path(dataset.words), classes)
     except RecipeError as error:
-        return [str(error)]
+        yield str(error)
     except ValueError:  # a folder that cannot be read is another fault
         pass
-    return []
 
 
 def _remarks(plans: Sequence[Plan]) -> list[str]:

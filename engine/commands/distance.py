@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engine.cells.plan_cell import plan_cell
 from engine.did_you_mean import nearest
@@ -13,9 +12,6 @@ from engine.machine.terminal import announce
 from engine.report import console
 from loaders.files.durable import short_digest
 from loaders.files.root import Root
-
-if TYPE_CHECKING:
-    from engine.otdd.distance_matrix import Matrix
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,17 +48,13 @@ def run(arguments: argparse.Namespace) -> None:
         folder / "index.html", sections, title="distances", heading=heading, files=files
     )
     ranks.stop()
-    print(table(matrix))
-    print(
-        f"\n{matrix.certainty()}\n\nmatrix  {folder / 'distances.csv'}\n"
-        f"pairs   {folder / 'distances_pairs.csv'}\npage    {path.resolve()}"
-    )
-
-
-def table(matrix: Matrix) -> str:
-    """The matrix as text. Columns have the numbers of the rows."""
+    # Columns have the numbers of the rows.
     rows = [
         [f"{number:>3} {name}", *("–" if value != value else f"{value:.4g}" for value in row)]
         for number, (name, row) in enumerate(zip(matrix.names, matrix.values, strict=True), start=1)
     ]
-    return console.text("", ["", *map(str, range(1, len(rows) + 1))], rows)
+    print(console.text("", ["", *map(str, range(1, len(rows) + 1))], rows))
+    print(
+        f"\n{matrix.certainty()}\n\nmatrix  {folder / 'distances.csv'}\n"
+        f"pairs   {folder / 'distances_pairs.csv'}\npage    {path.resolve()}"
+    )

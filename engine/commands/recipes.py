@@ -61,11 +61,7 @@ def _rows(campaign: str) -> str:
 
 
 def complete(arguments: argparse.Namespace) -> None:
-    print(script(arguments.shell))
-
-
-def script(shell: str) -> str:
-    """A script for bash, zsh or fish. It contains the current names, so it starts no program."""
+    """Print a script that contains the current names, so it starts no program."""
     import shtab
 
     cell = load_recipe("emoji/ewc")
@@ -85,4 +81,5 @@ def script(shell: str) -> str:
                 action.choices = [*recipe_names(), *words[action.dest]]
             if name == "train" and action.dest == "words":
                 action.choices = [*recipe_names(), *words["overrides"]]
-    return shtab.complete(whole, shell=shell) + (NO_SPACE if shell == "bash" else "")
+    shell = arguments.shell
+    print(shtab.complete(whole, shell=shell) + (NO_SPACE if shell == "bash" else ""))

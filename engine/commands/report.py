@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     published = [name for name in names if _is_published(Path(name))]
     if published and out is None:
         raise CampaignError(f"{names[0]} is published: give a folder for its report with --out DIR")
-    if out and len(names) > 1 and published:
+    if len(names) > 1 and published:
         _board(arguments)
         return
     announce(f"reading the predictions of {', '.join(names)}")
