@@ -61,7 +61,7 @@ def start(device: str = "auto") -> torch.device:
         # The engine calls none of DeepSpeed's own operators. Otherwise DeepSpeed looks for a
         # compiler for each in each process (about a second), and then compiles one for 40 s that
         # only inference on several CPU ranks calls.
-        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+        deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
         join(chosen)
         with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints to stdout
             deepspeed.init_distributed(verbose=False)  # uses the existing group
@@ -202,7 +202,7 @@ def first(work: Callable[[], T]) -> T:
         all_agree(False)
         raise
     all_agree(True)
-    proof: Path | None = getattr(result, "proof", None)
+    proof = getattr(result, "proof", None)
     _from_first(str(proof.absolute()) if proof else "")
     return result
 

@@ -158,6 +158,7 @@ def test_a_package_that_is_broken_or_another_project(
     assert doctor.package("no_such_package", "", cure).state == MISSING
 
 
+NO_CLUSTER = "echo 'not establish a configuration source' >&2; exit 1"
 DATABASE = "echo 'AccountingStorageType = accounting_storage/slurmdbd'"
 NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = 209 sec'"
 
@@ -168,13 +169,7 @@ NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = 209 sec'
         ("echo main; echo gpu; echo gpu", DATABASE, OK, True, "partitions main, gpu"),
         ("sleep 60 & wait", DATABASE, WRONG, True, "sinfo did not answer within 0.3 s"),
         ("echo main", NO_DATABASE, WRONG, True, "forgets a finished job after 209 s"),
-        (
-            "echo 'not establish a configuration source' >&2; exit 1",
-            "",
-            MISSING,
-            False,
-            "in no cluster",
-        ),
+        (NO_CLUSTER, "", MISSING, False, "in no cluster"),
     ],
 )
 def test_slurm(sinfo, scontrol, state, needed, detail, programs_are, monkeypatch):

@@ -41,13 +41,19 @@ def left(runs: Path) -> set[str]:
     return {path.parent.relative_to(runs / "store").as_posix() for path in paths}
 
 
-def test_what_no_finished_campaign_needs_goes(runs, gc):
-    needed, alone = (artifact(runs, "cells", name, 3000) for name in ("a", "b"))
-    features = artifact(runs, "features", "c", 500)
+@pytest.fixture
+def held(runs) -> tuple[str, str, str]:
+    """A cell that a finished campaign may need, another one, and features."""
+    cells = (artifact(runs, "cells", name, 3000) for name in ("a", "b"))
+    return *cells, artifact(runs, "features", "c", 500)
+
+
+def test_what_no_finished_campaign_needs_goes(runs, held, gc):
+    needed, alone, _ = held
     finish(begun(runs), [needed])
     shown = gc()
     assert f"{alone.partition('/')[2]}  3." in shown and "--yes deletes it" in shown
-    assert left(runs) == {needed, alone, features}
+    assert left(runs) == {*held}
     assert "deleted 3." in gc("--yes") and left(runs) == {needed}
     assert "nothing was deleted" in gc("--yes")
 
@@ -63,14 +69,9 @@ def _unfinished(runs: Path, _: Path) -> str:
     return f"other is unfinished: finish it, or delete its plan ({begun(runs, 'other').place.path})"
 
 
-def _damaged_plan(runs: Path, place: Path) -> str:
-    (plan := place / "plan.json").write_text("{}")
-    return f"{plan} was altered; run `rib campaign` again"
-
-
-def _damaged_record(runs: Path, place: Path) -> str:
-    (found := place / "evaluations.json").write_text("{}")
-    return f"{found} was altered; delete it and run `rib campaign` again"
+def _damaged(path: Path, remedy: str) -> str:
+    path.write_bytes(b"{}")
+    return f"{path} was altered; {remedy}run `rib campaign` again"
 
 
 def _linked(runs: Path, path: Path) -> str:
@@ -92,8 +93,8 @@ def _unreadable(runs: Path, place: Path) -> str:
 
 KEPT: dict[str, Callable[[Path, Path], str]] = {
     "unfinished": _unfinished,
-    "damaged plan": _damaged_plan,
-    "damaged record": _damaged_record,
+    "damaged plan": lambda runs, place: _damaged(place / "plan.json", ""),
+    "damaged record": lambda runs, place: _damaged(place / "evaluations.json", "delete it and "),
     "linked record": lambda runs, place: _linked(runs, place / "evaluations.json"),
     "linked plan": lambda runs, place: _linked(runs, place),
     "linked plans": lambda runs, place: _linked(runs, place.parent),
@@ -104,10 +105,8 @@ KEPT: dict[str, Callable[[Path, Path], str]] = {
 
 
 @pytest.mark.parametrize("case", KEPT)
-def test_while_a_campaign_may_need_more_everything_is_kept(case, runs, gc, monkeypatch):
-    needed, alone = (artifact(runs, "cells", name, 3000) for name in ("a", "b"))
-    features = artifact(runs, "features", "c", 500)
-    finish(plan := begun(runs), [needed])
+def test_while_a_campaign_may_need_more_everything_is_kept(case, runs, held, gc, monkeypatch):
+    finish(plan := begun(runs), held[:1])
     reason = KEPT[case](runs, plan.place.path)
     if case == "unreadable":  # root, who runs tests in containers, reads all folders
         scandir = os.scandir
@@ -119,7 +118,7 @@ def test_while_a_campaign_may_need_more_everything_is_kept(case, runs, gc, monke
 
         monkeypatch.setattr(os, "scandir", refuse)
     assert reason in gc() and reason in gc("--yes", refused=True)
-    assert left(runs) == {needed, alone, features}
+    assert left(runs) == {*held}
 
 
 def test_a_store_without_a_campaign_is_kept(runs, gc):

@@ -123,11 +123,12 @@ def test_tasks_meet_where_no_other_user_can_and_then_wait_long(tmp_path, monkeyp
     """A user of the same machine could take the port, or join."""
     second = STEP | {"SLURM_JOB_ID": str(os.getpid()), "XDG_RUNTIME_DIR": str(tmp_path)}
     first = second | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    (tmp_path / "alone").mkdir()  # where its partner never comes
+    alone = first | {"XDG_RUNTIME_DIR": str(tmp_path / "alone")}
     port = int(ranks_of(monkeypatch, second)["MASTER_PORT"])
     with socket.create_server(("127.0.0.1", port)):
-        assert meet(first, second) == ["3.0\n", "3.0\n"]
+        assert meet(first, second, alone) == ["3.0\n", "3.0\n", ""]
     assert (tmp_path / "rib").stat().st_mode & 0o777 == 0o700 and not list(tmp_path.glob("rib/*"))
-    assert meet(first) == [""], "its partner never comes"
 
 
 @pytest.fixture
