@@ -24,7 +24,10 @@ with contextlib.suppress(ImportError):
 
 # Modules that take minutes come first, so that workers end together: those that mostly wait at the
 # very beginning, since others then have the cores.
-LONGEST = ("test_slurm.py", "test_campaign_runs.py", "test_launches.py", "test_faults.py")
+LONGEST = (
+    *("test_slurm.py", "test_campaign_runs.py", "test_launch.py", "test_launches.py"),
+    "test_faults.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

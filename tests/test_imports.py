@@ -1,4 +1,4 @@
-"""Rules of imports and of text that pyproject.toml cannot state, and who reads the recipes."""
+"""Rules of the code that pyproject.toml cannot state: imports, text, who deletes and renames."""
 
 import ast
 import sys
@@ -15,6 +15,11 @@ MAY_USE = {
     },
 }
 FILES = [path for room in ("engine", *MAY_USE, "bench") for path in (ROOT / room).rglob("*.py")]
+MAY_RENAME = (
+    *("loaders/files/root.py", "loaders/files/durable.py"),  # durable.whole removes what it made
+    "engine/measures/tables.py",  # values of tables
+)
+OF_PATHS = {"unlink": 0, "rmdir": 0, "rename": 1, "replace": 1, "symlink_to": 1, "hardlink_to": 1}
 
 
 def imported(source: str) -> Iterator[str]:
@@ -71,3 +76,30 @@ def _is_text(call: ast.Call) -> bool:
 def test_no_engine_module_bears_a_standard_librarys_name():
     names = {path.stem for path in (ROOT / "engine").rglob("*.py")} - {"__init__"}
     assert not names & sys.stdlib_module_names
+
+
+def bare_calls(text: str) -> list[str]:
+    """Calls of methods of Path that delete or rename, with their lines.
+
+    Ruff bans the functions of os and shutil by name. Methods are told by their arguments: those of
+    texts and tables of the same name take two of them, or keywords.
+    """
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [
+        f"{call.lineno}: {call.func.attr}"
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and len(call.args) == OF_PATHS.get(call.func.attr, -1)
+        and {keyword.arg for keyword in call.keywords} <= {"missing_ok"}
+    ]
+
+
+def test_only_the_root_deletes_and_renames():
+    """`loaders.files.root`: it neither follows links nor leaves its folder."""
+    names = {path.relative_to(ROOT).as_posix(): path for path in FILES}
+    found = {
+        name: calls
+        for name, path in names.items()
+        if name not in MAY_RENAME and (calls := bare_calls(path.read_text(encoding="utf-8")))
+    }
+    assert not found and len(FILES) > 100

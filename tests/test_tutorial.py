@@ -1,4 +1,4 @@
-"""docs/your-checkpoints.md, block by block, on the drawn campaign in place of the demo."""
+"""docs/your-checkpoints.md and the notebook, run on the drawn campaign in place of the demo."""
 
 import json
 import re
@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import timm
 
 from engine import cli
 from helpers import campaigns, grids
 
-PAGE = Path(__file__).parents[1] / "docs" / "your-checkpoints.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, NOTEBOOK = DOCS / "your-checkpoints.md", DOCS / "after_the_demo.ipynb"
 PROGRAM = "python -c "
 # The demo's names, and those of the drawn campaign that take their place.
 DRAWN = {
@@ -71,3 +73,20 @@ def bring_what_the_reader_has(campaign: str, scope: dict[str, Any]) -> None:
     if Path("my/style").is_dir() and not Path("my/holdout").is_dir():
         shutil.copytree("my/style", "my/holdout")
         shutil.copytree("my/style", "other/style")
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_notebook_runs(folder, finished, capsys):
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+    exec(cells[0], of_user := {})
+    assert of_user.keys() - {"__builtins__", "__annotations__"} == {"NAME", "WORDS"}
+    scope = {"NAME": str(folder / "shapes.yaml"), "WORDS": [f"runs={finished}"]}
+    for source in cells[1:]:
+        exec(compile(source, str(NOTEBOOK), "exec"), scope)
+    shown = capsys.readouterr().out
+    rows = (finished / "shapes" / "report" / "mri.csv").read_text().splitlines()
+    head, *rows = [row.split(",") for row in rows]
+    for row in (dict(zip(head, row, strict=True)) for row in rows):
+        if row["method"] in campaigns.METHODS and row["alpha"] in ("", "0.5"):
+            assert scope["mri"][row["method"]] == pytest.approx(float(row["mri"]), abs=1e-4)
+    assert "parameters" in shown

@@ -1,4 +1,4 @@
-"""How `rib` reads its words, and what a shell makes of the script that completes them."""
+"""How `rib` reads its words, names a mistake in them in one line, and completes them in a shell."""
 
 import re
 import shutil
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.commands import recipes
 from engine.commands.arguments import COMMANDS
-from helpers.endings import refused
+from helpers.endings import ended, refused
 
 WORDS = {
     "rib cam": "campaign",
@@ -20,6 +19,22 @@ WORDS = {
     "rib train emoji/ew": "emoji/ewc",
     "rib encode imagenet_s": "imagenet_sketch",
 }
+TABLE = Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8").splitlines()
+MISTAKES = [line for line in TABLE if line and line[0] != "#"]
+LONG = {  # or with letters that no file shows
+    f"train emoji/ewc train.warmup_steps=1{'0' * 20} --print": "train.warmup_steps=1",
+    f"train emoji/ewc {'a.' * 20}a=1 --print": "is not an override",
+    f"train emoji/ewc model.name={'x' * 101} --print": "use at most 100 bytes, without slashes",
+    f"train emoji/ewc {'a' * 200_000}=1 --print": f"unknown key '{'a' * 149}; ",
+    "train emoji/ewc method.title=a\x01b --print": "method.title='a\\x01b' contains a control",
+    "rows.yaml + " + "".join(f"  r{i}: {{base: ewc}}\\n" for i in range(3000))
+    + " ; campaign own.yaml --dry-run": "maximum is 100",
+    "sweep emoji/ewc method.lam={0} train.epochs={0} optimizer.lr={0} seed={0}".format(
+        ",".join(map(str, range(1, 101)))
+    ): "vary and trials make 800,000,000 columns; 10,000 at most",
+}  # fmt: skip
+MISTAKES += [f"{words} => {line}" for words, line in LONG.items()]
+ROWS = "extends: emoji\nmethods:\n  ewc_paper: {base: ewc, method: {variant: paper}}\n"
 ASK = 'COMP_WORDS=({}); COMP_CWORD={}; _rib rib; echo "${{COMPREPLY[@]}}"'
 
 
@@ -44,10 +59,10 @@ def test_key_value_words_may_stand_anywhere(words, overrides, tmp_path, monkeypa
 
 def test_every_command_shows_its_help(capsys):
     for words in ([], *([name] for name in COMMANDS)):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as end:
             cli.parse([*words, "--help"])
         shown = capsys.readouterr().out
-        assert ended.value.code == 0 and shown.startswith(" ".join(["usage: rib", *words]))
+        assert end.value.code == 0 and shown.startswith(" ".join(["usage: rib", *words]))
     with pytest.raises(SystemExit):
         cli.parse(["--help"])
     shown = capsys.readouterr().out
@@ -66,10 +81,11 @@ def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_bash_completes_commands_options_names_and_keys(tmp_path):
+def test_bash_completes_commands_options_names_and_keys(tmp_path, capsys):
     for shell in ("fish", "zsh", "bash"):
         script = tmp_path / shell
-        script.write_text(recipes.script(shell))
+        assert cli.main(["completion", shell]) == 0
+        script.write_text(capsys.readouterr().out)
         assert all(name in script.read_text() for name in COMMANDS)
     asked = [ASK.format(words, len(words.split()) - 1) for words in WORDS]
     text = "\n".join([f"source {script}", "compopt() { :; }", *asked])
@@ -95,3 +111,22 @@ def test_a_folder_is_not_written_where_a_file_is(tmp_path):
         line = refused(*words.split(), "--out", str(out), "--force")
         assert f"{out} is a file, not a folder: choose another place with --out" in line
     assert out.is_file()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake:.60}")
+def test_a_mistake_is_named_in_one_line(mistake, folder, tmp_path, monkeypatch):
+    if "clip" in mistake:
+        pytest.importorskip("open_clip", reason="the extra [clip]")
+    monkeypatch.chdir(tmp_path)
+    shapes = (folder / "shapes.yaml").read_text(encoding="utf-8")
+    files = {"": "", "rows.yaml": ROWS, "shapes.yaml": shapes}
+    call, expected = mistake.split(" => ")
+    text, words = re.fullmatch(r"(?:(\S* ?\+ .*) ; )?(.*)", call, re.S).groups()
+    Path("shapes.yaml").write_text(shapes, encoding="utf-8")
+    if text:
+        base, text = re.split(r" ?\+ ", text, maxsplit=1)
+        Path("own.yaml").write_text(files[base] + text.replace("\\n", "\n"), encoding="utf-8")
+    code, line = ended(cli.main, words.split())
+    pattern = ".*".join(map(re.escape, expected.split(" ... ")))
+    assert code == 2 and re.search(pattern, line), (expected, line)
+    assert not Path("runs").exists()

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.campaigns import job_states
+from engine.campaigns.plan import Plan
 from engine.commands import job
 from helpers import campaigns, grids
 from helpers.processes import ROOT, run
@@ -81,13 +82,17 @@ def test_jobs_of_several_gpus_have_different_ones(tmp_path):
             process.wait()
 
 
+def on_two_ranks(plan: Plan, name: str) -> None:
+    command = [sys.executable, "-m", "engine.commands.job", name, "--plan", str(plan.place.plan)]
+    process = run([*command, "--ranks", "2"])
+    assert process.returncode == 0, process.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_what_two_ranks_prepare_is_what_one_prepares(folder, finished, tmp_path):
     """Their graphs are those that two ranks of a column look for: one for each GPU's number."""
     plan = campaigns.planned(folder, f"runs={tmp_path / 'runs'}")
-    command = [sys.executable, "-m", "engine.commands.job", "prepare"]
-    process = run([*command, "--plan", str(plan.place.plan), "--ranks", "2"])
-    assert process.returncode == 0, process.stderr[-3000:]
+    on_two_ranks(plan, "prepare")
     state = job_states.read_job(plan.place, "prepare")
     assert state.state == job_states.FINISHED and state.attempts[-1].processes == 2
     made = sorted((tmp_path / "runs" / "store").glob("[fp]*/*/*.[np]*"))
@@ -101,9 +106,7 @@ def test_what_two_ranks_prepare_is_what_one_prepares(folder, finished, tmp_path)
 def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, finished, tmp_path):
     runs = campaigns.unfinished(finished, tmp_path / "runs")
     plan = campaigns.planned(folder, f"runs={runs}", "trackers=[tensorboard]")  # of the first rank
-    command = [sys.executable, "-m", "engine.commands.job", "column-few"]
-    process = run([*command, "--plan", str(plan.place.plan), "--ranks", "2"])
-    assert process.returncode == 0, process.stderr[-3000:]
+    on_two_ranks(plan, "column-few")
     (cell,) = (runs / "store" / "cells").glob("fine_tune-few-*")
     cells = {"1": finished / "store" / "cells" / cell.name, "2": cell}
     for ranks_of, place in cells.items():

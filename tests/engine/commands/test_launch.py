@@ -1,13 +1,19 @@
-"""The entry: every way to start it gives the same cell, and every wrong way says what is wrong."""
+"""The entry: every way to start it gives the same cell, and every wrong way says what is wrong;
+launches beside each other, and launches that are killed from outside."""
 
+import contextlib
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +24,8 @@ from engine.machine import entry, ranks
 from engine.recipe.resolve import load_recipe
 from helpers import grids
 from helpers.endings import refused
-from helpers.processes import ROOT, run
+from helpers.processes import ROOT, heed_signals, lives, run, until
+from loaders.files import locks
 
 LAUNCH = str(ROOT / "engine" / "launch.py")
 PYTHON = sys.executable
@@ -194,3 +201,68 @@ def test_mistake_found_late_is_one_line_on_two_ranks(grid, tmp_path):
     assert "error: /nowhere/upstream is not a folder" in process.stderr, process.stderr[-2000:]
     assert f'File "{ROOT / "engine"}' not in process.stderr  # torchrun's own traceback aside
     assert "/nowhere/upstream is not a folder" in process.stderr.splitlines()[-2], "and it ends so"
+
+
+SAVED = "store/pending/*/step*/done.json"
+
+
+def start(grid: grids.Grid, runs: Path, *words: str) -> subprocess.Popen:
+    """A launch on two ranks in a session of its own, whose output goes to a file."""
+    runs.mkdir()
+    overrides = grid.overrides(f"runs={runs}", "device=cpu", *words)
+    command = [PYTHON, *STARTS["several"], f"recipe={grid.recipe}", *overrides]
+    with (runs / "launch.log").open("w") as log:
+        return subprocess.Popen(
+            command, env=grids.environment(), stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=heed_signals,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp_path):
+    """The command of the first is ended by SIGTERM, the launcher of the second by SIGKILL."""
+    places = [tmp_path / "a", tmp_path / "b"]
+    words = ("train.epochs=3000", "train.checkpoint_minutes=0.002")
+    launches = [start(grid, place, *words) for place in places]
+    started = []
+    try:
+        until(lambda: all(any(place.glob(SAVED)) for place in places), "both train", 200)
+        trees = [psutil.Process(launch.pid).children(recursive=True) for launch in launches]
+        started = [process for tree in trees for process in tree]
+        ranks = [process for process in started if LAUNCH in process.cmdline()[2]]
+        assert len(ranks) == 4
+        connections = [c for rank in ranks for c in rank.net_connections()]
+        assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+        launches[0].terminate()
+        trees[1][0].kill()
+        until(lambda: not any(lives(rank.pid) for rank in ranks), "the ranks end", 5)
+        assert [launch.wait(5) for launch in launches] == [-signal.SIGTERM] * 2
+        until(lambda: not lives(trees[0][0].pid), "the other launcher ends", 10)
+    finally:
+        for process in (*launches, *started):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_a_launch_waits_for_the_cell_that_another_makes_and_takes_it(
+    grid, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "engine.run")
+    _, cell = grid.build()
+    runs, waits, holds = grid.elsewhere(tmp_path, grid.builder()), Event(), Event()
+
+    def make() -> None:
+        with runs.builder().alone(cell.name):
+            holds.set()
+            assert waits.wait(60)
+            shutil.copytree(cell.artifact.folder, tmp_path / "store" / "cells" / cell.name)
+
+    monkeypatch.setattr(locks, "holder", lambda _: waits.set() or "process 7")
+    monkeypatch.setattr("engine.training.loop.fit", lambda *_: pytest.fail("trained again"))
+    with ThreadPool(1) as pool:
+        other = pool.apply_async(make)
+        assert holds.wait(60)
+        assert runs.build()[1].name == cell.name
+        other.get()
+    assert f"{cell.name}: waiting for another launch (process 7)" in caplog.text
+    assert not list((tmp_path / "store" / "locks").iterdir())
