@@ -204,19 +204,18 @@ def alphas(text: str) -> list[float]:
         numbers = [float(word) for word in text.split(separator)]
         if not all(map(math.isfinite, numbers)):
             raise ValueError
-        if separator == ",":
-            return list(dict.fromkeys(round(number, DECIMALS) for number in numbers))
-        start, stop, step = numbers
-        if step <= 0 or stop < start:
-            raise ValueError
-        steps = int((stop - start) / step + 1e-9)
+        if separator == ":":
+            start, stop, step = numbers
+            if step <= 0 or stop < start:
+                raise ValueError
+            steps = int((stop - start) / step + 1e-9)
+            if steps >= MOST_ALPHAS:
+                much = f"{text} are {steps + 1} models: give at most {MOST_ALPHAS}"
+                raise argparse.ArgumentTypeError(much)
+            numbers = [start + number * step for number in range(steps + 1)]
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"{text}: write START:STOP:STEP or a,b,c") from error
-    if steps >= MOST_ALPHAS:
-        raise argparse.ArgumentTypeError(
-            f"{text} are {steps + 1} models: give at most {MOST_ALPHAS}"
-        )
-    return [round(start + number * step, DECIMALS) for number in range(steps + 1)]
+    return list(dict.fromkeys(round(number, DECIMALS) for number in numbers))
 
 
 # Arguments that several commands share.

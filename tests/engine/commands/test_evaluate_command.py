@@ -21,6 +21,7 @@ def test_alphas():
     assert alphas("0:1:0.1") == [k / 10 for k in range(11)]
     assert alphas("0:1:0.3") == [0, 0.3, 0.6, 0.9]
     assert alphas("0,1,0.5,1") == [0, 1, 0.5]
+    assert alphas("0:1e-6:1e-7") == [0, 1e-6], "each once"
     assert len(alphas("0.001:1:0.001")) == 1000
     with pytest.raises(ArgumentTypeError, match=r"0:1:1e-4 are 10001 models: give at most 1000"):
         alphas("0:1:1e-4")
