@@ -197,7 +197,7 @@ class Sets:
         return class_texts(self.recipe, self.classes)
 
     def __getitem__(self, name: str) -> LabelledSet:
-        if name not in self._open and UNION in name:
+        if name not in self._open and UNION in name and name not in self.packs:
             self._open[name] = union_of(name, [self[part] for part in trained_sets(name)])
         if name not in self._open:
             is_upstream = name == self.recipe.dataset.upstream and not self.given_classes

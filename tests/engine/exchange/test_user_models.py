@@ -78,6 +78,13 @@ def test_a_pack_is_taken_as_it_is(user_grid):
         rows(user_grid, "A", "packed", "model.crop=0.9")
 
 
+def test_a_users_set_may_be_named_like_a_union(user_grid):
+    (plain,) = rows(user_grid, "A", "outline")
+    (user_grid.folder / "outline").rename(user_grid.folder / "few+tinted")
+    (row,) = rows(user_grid, "A", "few+tinted")
+    assert (row.accuracy, row.n) == (plain.accuracy, plain.n)
+
+
 def test_the_heads_classes_are_named_in_its_order_or_refused(user_grid):
     head = ("ring", "bar", "square", "disc", "cross")
     (row,) = rows(user_grid, "A", "outline", classes=head)
