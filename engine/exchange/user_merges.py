@@ -25,7 +25,6 @@ from engine.machine.files import cache_folder
 from engine.measures.rows import PRE, UNION
 from engine.methods.base import Derived
 from engine.model_files.architectures import open_clip_name
-from engine.model_files.descriptions import prompt_beside
 from engine.model_files.weights import TEXT, load_weights
 from engine.recipe import modules, overrides, preprocessing
 from engine.recipe.overrides import Override
@@ -112,11 +111,7 @@ def merged(
     of_method = [each for each in given if each.key.startswith("method.")]
     rest = [each for each in given if each not in of_method]
     resolved, files, classes = user_models.described(everything, arch, rest, classes)
-    for file in files:
-        if prompt_beside(file) is not None:
-            raise ValueError(
-                f"{file.parent} has an input prompt, which cannot be averaged: leave it out"
-            )
+    user_models.refuse_prompts(files, "leave it out")
     device = ranks.start(resolved.device)
     names = list(map(str, files[: len(places)]))
     options = _options(method, names, base is not None, resolved.model.arch, of_method)

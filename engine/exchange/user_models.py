@@ -181,12 +181,7 @@ def evaluate(
     names = {file: cell.name for file, cell in cells.items()}
     compared = [Model.named(str(file), {name: 1.0}) for file, name in names.items()]
     if alphas is not None:
-        for file, cell in cells.items():
-            if cell.prompt() is not None:
-                raise ValueError(
-                    f"{file.parent} has an input prompt, which cannot be averaged: leave out "
-                    "--alphas"
-                )
+        refuse_prompts(files, "leave out --alphas")
         (first, second), both = names.values(), " + ".join(map(str, names))
         compared = [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]
     return accuracies.evaluate(
@@ -201,6 +196,15 @@ def evaluate(
         intervals=intervals,
         shares_features=False,
     )
+
+
+def refuse_prompts(files: Sequence[Path], remedy: str) -> None:
+    """Raise ValueError, naming the folder, if one of these models has an input prompt."""
+    for file in files:
+        if prompt_beside(file) is not None:
+            raise ValueError(
+                f"{file.parent} has an input prompt, which cannot be averaged: {remedy}"
+            )
 
 
 def cells_of(
