@@ -9,7 +9,6 @@ Files in a dataset's folder are complete and checked.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -60,24 +59,23 @@ class Target:
         return next((path.stat().st_size for path in paths if path.is_file()), 0)
 
 
-@dataclass(frozen=True)
-class _Record:
-    accepted: dict[str, str]  # terms by set, as they were when the user accepted them
-
-
 def accepted(folder: Path) -> dict[str, str]:
-    """The terms that the user accepted for a folder, by dataset. Raises DamagedFile."""
+    """The terms that the user accepted for a folder, as they were then, by dataset.
+
+    Raises DamagedFile.
+    """
+    remedy = "remove it, and accept the terms again"
     try:
-        record = typed_json.read(folder / RECORD, _Record, "remove it, and accept the terms again")
+        record = typed_json.read(folder / RECORD, dict[str, dict[str, str]], remedy)
     except FileNotFoundError:
         return {}
-    return record.accepted
+    return record.get("accepted", {})
 
 
 def accept(folder: Path, terms: Mapping[str, str]) -> None:
     """Record the terms that the user accepts now, by dataset."""
-    record = _Record(accepted(folder) | dict(terms))
-    write_atomic(folder / RECORD, json.dumps(dataclasses.asdict(record), indent=1).encode())
+    record = {"accepted": accepted(folder) | dict(terms)}
+    write_atomic(folder / RECORD, json.dumps(record, indent=1).encode())
 
 
 @contextmanager

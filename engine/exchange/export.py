@@ -57,6 +57,9 @@ from loaders.pack import MANIFEST, Pack
 COLUMNS = ("method", "downstream", "setting", "alpha", "seed")  # with options of `rib export`
 OF_MODELS = (TIMM_WEIGHTS, TIMM_CONFIG, OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG, HEAD, PROMPT)
 LOGITS = f"logits: linear(normalize(embedding), *{HEAD})"
+State = Mapping[str, torch.Tensor]
+# The name and content of a folder's config, state dicts by file, and how to load the folder, `{}`.
+Files = tuple[str, Mapping[str, Any], Mapping[str, State], str]
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class DescribedModel:
     mix: Mix
     model: ModelRecipe
     classes: Sequence[str]
-    state: Mapping[str, torch.Tensor]
+    state: State
     prompt: torch.Tensor | None = None
 
 
@@ -202,16 +205,6 @@ def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[st
     return parents
 
 
-@dataclass(frozen=True)
-class _Files:
-    """A folder's config, its state dicts by file, and how to load it (`{}` is the folder)."""
-
-    config_file: str
-    config: Mapping[str, Any]
-    states: Mapping[str, Mapping[str, torch.Tensor]]
-    how: str
-
-
 def write_model(row: DescribedModel, out: Path) -> str:
     """Write a model's folder, and return how to load it. Other files in an existing folder stay.
 
@@ -232,24 +225,25 @@ def write_model(row: DescribedModel, out: Path) -> str:
         )
     net = models.load_state(models.create(row.model, outputs), row.state, row.title)
     of_model = _of_open_clip if open_clip_name(row.model.arch) else _of_timm
-    files = (_of_timm_clip if row.model.projection else of_model)(row, net)
-    config = {**files.config, "made_of": {"row": row.title, "cells": dict(row.mix)}}
-    with _written(out, last=files.config_file) as folder:
-        for name, state in files.states.items():
+    of_model = _of_timm_clip if row.model.projection else of_model
+    config_file, config, states, how = of_model(row, net)
+    config = {**config, "made_of": {"row": row.title, "cells": dict(row.mix)}}
+    with _written(out, last=config_file) as folder:
+        for name, state in states.items():
             tensors.save(state, folder / name)
         if row.prompt is not None:
             tensors.save({"prompt": row.prompt}, folder / PROMPT)
-        (folder / files.config_file).write_text(json.dumps(config, indent=1), "utf-8")
-    return files.how.format(repr(f"local-dir:{out}"))
+        (folder / config_file).write_text(json.dumps(config, indent=1), "utf-8")
+    return how.format(repr(f"local-dir:{out}"))
 
 
-def _of_timm(row: DescribedModel, net: nn.Module) -> _Files:
+def _of_timm(row: DescribedModel, net: nn.Module) -> Files:
     config = {**_timm_config(row.model, net, len(row.classes)), "label_names": list(row.classes)}
     how = "timm.create_model({}, pretrained=True)"
-    return _Files(TIMM_CONFIG, config, {TIMM_WEIGHTS: net.state_dict()}, how)
+    return TIMM_CONFIG, config, {TIMM_WEIGHTS: net.state_dict()}, how
 
 
-def _of_timm_clip(row: DescribedModel, net: nn.Module) -> _Files:
+def _of_timm_clip(row: DescribedModel, net: nn.Module) -> Files:
     """A timm ViT with `model.projection`, which is timm's last layer."""
     width = row.model.projection
     state = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
@@ -258,10 +252,10 @@ def _of_timm_clip(row: DescribedModel, net: nn.Module) -> _Files:
     config = {**_timm_config(row.model, net, width), "head": _head(row.classes)}
     states = {TIMM_WEIGHTS: state, HEAD: models.head(net).state_dict()}
     how = "timm.create_model({}, pretrained=True), the vision tower, gives the embedding; "
-    return _Files(TIMM_CONFIG, config, states, how + LOGITS)
+    return TIMM_CONFIG, config, states, how + LOGITS
 
 
-def _of_open_clip(row: DescribedModel, net: nn.Module) -> _Files:
+def _of_open_clip(row: DescribedModel, net: nn.Module) -> Files:
     """open_clip's model with the vision tower of `net` and the pretrained text tower."""
     name, weights = open_clip_name(row.model.arch), row.model.weights
     if weights.source != "open_clip" and not weights.path:
@@ -287,7 +281,7 @@ def _of_open_clip(row: DescribedModel, net: nn.Module) -> _Files:
     }
     states = {OPEN_CLIP_WEIGHTS: {**both, **tower}, HEAD: models.head(net).state_dict()}
     how = "open_clip.create_model({}), both towers; the text tower is the pretrained one; "
-    return _Files(OPEN_CLIP_CONFIG, config, states, how + LOGITS)
+    return OPEN_CLIP_CONFIG, config, states, how + LOGITS
 
 
 def _head(classes: Sequence[str]) -> dict[str, Any]:

@@ -42,11 +42,6 @@ class Override:
         """Where it comes from, for errors."""
         return COMMAND_LINE if isinstance(self.value, Word) else "the settings"
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """The override as nested sections: `{"train": {"epochs": 1}}`."""
-        return nested(self.key, self.value)
-
     def plain(self) -> Any:
         """The value, parsed as YAML. Raises RecipeError, with the user's text, if it is invalid."""
         if isinstance(self.value, Word):

@@ -18,7 +18,7 @@ from engine.model_files.model_names import model_section
 from engine.recipe import campaigns, catalogue, checks, kinds, modules, overrides, typed
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, is_path, path_of, with_absolute_module
-from engine.recipe.overrides import COMMAND_LINE, Override
+from engine.recipe.overrides import COMMAND_LINE, Override, nested
 from engine.recipe.schema import VARIANT, MethodRecipe, Recipe
 from engine.recipe.typed import NEEDS, OF_METHOD, Layer, Options
 
@@ -76,7 +76,7 @@ def load_recipe(
     layers += of_row
     layers.append((str(file), _settings(top)))
     layers += [
-        (each.source, with_absolute_module(each.values, Path()))
+        (each.source, with_absolute_module(nested(each.key, each.value), Path()))
         for each in given
         if each.key not in (*GROUPS, *campaigns.OF_GRID, "campaign")
     ]
@@ -105,7 +105,8 @@ def recipe_of_sections(
     layers = [
         layer for key, name in chosen.items() for layer in _section(key, GROUPS[key], [("", name)])
     ]
-    values, options = _merged([*layers, *((each.source, each.values) for each in given)])
+    layers += [(each.source, nested(each.key, each.value)) for each in given]
+    values, options = _merged(layers)
     values[DOWNSTREAM] = values["dataset"].get("upstream", "upstream")
     resolved = typed.build(values, Recipe, options, f"recipe {dataset!r}")
     checks.check_words(resolved.dataset)
@@ -119,7 +120,7 @@ def varied_recipe(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """
     values, options = dataclasses.asdict(recipe), Options.of(recipe)
     for key, value in settings.items():
-        typed.add(values, Recipe, options, overrides.nested(key, value), "")
+        typed.add(values, Recipe, options, nested(key, value), "")
     return checks.checked(typed.build(values, Recipe, options, "recipe"))
 
 
