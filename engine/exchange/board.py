@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas
 
 from engine.campaigns.plan import PAGE
-from engine.campaigns.record import Record
 from engine.exchange.audit import Audit
 from engine.measures.tables import with_ends, write_csv
 from engine.report import page
@@ -33,12 +32,17 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
     for name, audit in zip(names, audits, strict=True):
         if (results := audit.results) is not None:
             images = " and ".join(dict.fromkeys(audit.images.values()))
-            left_out = len(results.record.diverged)
+            record, left_out = results.record, len(results.record.diverged)
             passes = "passes" + f", {counted('training', left_out)} diverged" * bool(left_out)
             rows = results.shown.assign(
                 folder=name, audit=passes, images=images, seeds=len(results.grid.seeds)
             )
-            groups.setdefault(_measured(results.record), []).append(rows[["folder", *COLUMNS]])
+            mean = f"mRI over {counted('dataset', len(record.downstreams))}"
+            measured = (  # what others cannot be compared with
+                f"{record.benchmark}, version {record.version}: {mean}",
+                f"Fine-tuned on {listed(record.downstreams)}; evaluated on {listed(record.sets)}.",
+            )
+            groups.setdefault(measured, []).append(rows[["folder", *COLUMNS]])
     sections, numbers = [], []
     for (heading, text), tables in groups.items():
         rows = pandas.concat(tables).sort_values("mRI_pts", ascending=False, kind="stable")
@@ -66,13 +70,4 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
         heading=title,
         lead=f"{counted('published folder', len(audits))}; {len(failed)} refused.",
         files=[BOARD],
-    )
-
-
-def _measured(record: Record) -> tuple[str, str]:
-    """What an mRI of a folder is of, as a heading and a sentence; others cannot be compared."""
-    return (
-        f"{record.benchmark}, version {record.version}: "
-        f"mRI over {counted('dataset', len(record.downstreams))}",
-        f"Fine-tuned on {listed(record.downstreams)}; evaluated on {listed(record.sets)}.",
     )

@@ -181,19 +181,15 @@ def _facts(campaign: FinishedCampaign, row: Evaluation, recipe: Recipe) -> Itera
         variant = f"variant {row.variant}, training seed {row.seed}"
         yield "method", f"{record.methods[row.method]}, {variant}"
         yield "fine-tuned on", row.downstream
-        yield "settings", ", ".join(_settings(campaign, row))
+        (of_row,) = [each for each in record.rows if each.method == row.method]
+        settings = {**of_row.settings, **row.setting}
+        left_out = ("method.name", "method.title", "method.module", "method.variant", "seeds")
+        yield "settings", ", ".join(f"{k}={v}" for k, v in settings.items() if k not in left_out)
     yield "campaign", f"`{campaign.plan.shown_command}`"
     for name in ("Versions", "Data fingerprints"):
         values = record.settings.get(name)
         if isinstance(values, Mapping):
             yield name.lower(), ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _settings(campaign: FinishedCampaign, row: Evaluation) -> list[str]:
-    (of_row,) = [each for each in campaign.record.rows if each.method == row.method]
-    values = {**of_row.settings, **row.setting}
-    left_out = ("method.name", "method.title", "method.module", "method.variant")
-    return [f"{k}={v}" for k, v in values.items() if k not in left_out and k != "seeds"]
 
 
 def _of_row(results: CampaignResults, row: Evaluation) -> list[Number]:

@@ -155,7 +155,8 @@ def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
             return result
     if value is None:
         raise _error(source, f"{key} has no value: it must be {words(kind)}")
-    choices = _choices(kind)
+    literals = [each for each in _members(kind) if typing.get_origin(each) is Literal]
+    choices = [text(choice) for each in literals for choice in typing.get_args(each)]
     if choices and isinstance(value, str | int | float):
         raise _error(source, f"{key}={value!r} is not valid{nearest(str(value), choices)}")
     raise _error(source, f"{key}={value!r:.100} must be {words(kind)}")
@@ -214,16 +215,6 @@ def _members(kind: Any) -> Sequence[Any]:
     if typing.get_origin(kind) not in (types.UnionType, typing.Union):
         return [kind]
     return [each for each in typing.get_args(kind) if each is not type(None)]
-
-
-def _choices(kind: Any) -> list[str]:
-    """The choices of a key as strings; empty for keys without choices."""
-    return [
-        text(choice)
-        for each in _members(kind)
-        if typing.get_origin(each) is Literal
-        for choice in typing.get_args(each)
-    ]
 
 
 def _texts(value: Any) -> Any:

@@ -77,21 +77,14 @@ def parse(text: str, source: str) -> Any:
         raise RecipeError(f"{source} is not valid YAML: {why}") from error
 
 
-def dump(values: Any) -> str:
-    """Plain values as YAML that `parse` reads back."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump(values: Any, **style: Any) -> str:
+    """Plain values as YAML that `parse` reads back. style: as of `yaml.dump`."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
 
 
 def line(value: Any) -> str:
     """A plain value as one line of YAML, as on the command line."""
-    text = yaml.dump(
-        value,
-        Dumper=_Dumper,
-        default_flow_style=True,
-        sort_keys=False,
-        allow_unicode=True,
-        width=float("inf"),
-    )
+    text = dump(value, default_flow_style=True, width=float("inf"))
     return text.removesuffix("...\n").strip()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -140,24 +140,19 @@ class Kind(base.Kind):
 
     def remarks(self, others: Sequence[base.Kind]) -> list[str]:
         """Which datasets have images with the same class and file name as earlier ones."""
-        sources = {other.name: other.sources for other in others if isinstance(other, Kind)}
-        shared = {name: self.sources & of_other for name, of_other in sources.items()}
-        named = {name: images for name, images in shared.items() if images}
-        return [self._remark(named)] if named else []
-
-    def _remark(self, shared: Mapping[str, Set[str]]) -> str:
-        others = ", ".join(f"{other} ({len(images)})" for other, images in shared.items())
-        remark = (
-            f"{self.name}: images have the same class and file name as images in {others}, such as "
-            f"{min(map(min, shared.values()))}. "
-        )
+        folders = [other for other in others if isinstance(other, Kind)]
+        every = {other.name: self.sources & other.sources for other in folders}
+        shared = {name: images for name, images in every.items() if images}
+        if not shared:
+            return []
+        named = ", ".join(f"{name} ({len(images)})" for name, images in shared.items())
+        meaning = "different photos; if they show the same ones, set dataset.sources=names"
         if self.dataset.knows_photos:
-            return remark + (
-                "They count as copies of one photo; if they are not, set dataset.sources=own"
-            )
-        return remark + (
-            "They count as different photos; if they show the same ones, set dataset.sources=names"
-        )
+            meaning = "copies of one photo; if they are not, set dataset.sources=own"
+        return [
+            f"{self.name}: images have the same class and file name as images in {named}, such as "
+            f"{min(map(min, shared.values()))}. They count as {meaning}"
+        ]
 
     @functools.cached_property
     def sources(self) -> frozenset[str]:
