@@ -24,25 +24,17 @@ from helpers.user_checkpoints import rows
 
 CLIP_MODEL = """\
 name: clip
-arch: {arch}
+arch: open_clip:tiny-clip
 image_size: 32
-weights: {{source: open_clip, clip: {name}, path: {path}}}
+weights: {{source: open_clip, clip: tiny-clip, path: {}}}
 """
 WORDS = "class,words\ncross,red cross\nsquare,  box \n"
 
 
 @pytest.fixture
-def weights(open_clip: ModuleType, tmp_path: Path) -> Path:
-    """The file of a random CLIP."""
-    save_file(tiny_clip.drawn(open_clip).state_dict(), tmp_path / "clip.safetensors")
-    return tmp_path / "clip.safetensors"
-
-
-@pytest.fixture
-def campaign(folder: Path, weights: Path, tmp_path: Path) -> Path:
+def campaign(folder: Path, clip_words: list[str], tmp_path: Path) -> Path:
     """The file of a campaign of the random CLIP on the drawn shapes."""
-    text = CLIP_MODEL.format(arch=tiny_clip.ARCH, name=tiny_clip.NAME, path=weights)
-    (tmp_path / "clip.yaml").write_text(text)
+    (tmp_path / "clip.yaml").write_text(CLIP_MODEL.format(tmp_path / "clip.safetensors"))
     (tmp_path / "mine.yaml").write_text(
         f"extends: {folder}/shapes.yaml\nmodel: clip.yaml\n"
         "methods: {flyp: {}, lipsum_ft: {}}\nevaluate: {cka: 0}\n"
@@ -50,22 +42,13 @@ def campaign(folder: Path, weights: Path, tmp_path: Path) -> Path:
     return tmp_path / "mine.yaml"
 
 
-def of_clip(weights: Path, *more: str) -> list[str]:
-    model = [
-        f"model.arch={tiny_clip.ARCH}",
-        "model.head.fit=false",
-        "model.weights.source=open_clip",
-    ]
-    model += [f"model.weights.clip={tiny_clip.NAME}", f"model.weights.path={weights}"]
-    return [*model, *more]
-
-
 def test_the_head_is_open_clips_of_words_in_templates(
-    grid: Grid, open_clip: ModuleType, weights: Path, tmp_path: Path, caplog
+    grid: Grid, open_clip: ModuleType, clip_words: list[str], tmp_path: Path, caplog
 ):
     """Of a benchmark with three classes, beside open_clip's text tower in float64."""
     (tmp_path / "words.csv").write_text(WORDS)
-    few = of_clip(weights, "dataset.upstream=few", "dataset.sets=[upstream]", "downstream=few")
+    few = [*clip_words, "method=fine_tune"]
+    few += ["dataset.upstream=few", "dataset.sets=[upstream]", "downstream=few"]
     given = [
         f"dataset.words={tmp_path}/words.csv",
         f"dataset.templates={json.dumps(['my {}', '{}!'])}",
@@ -102,16 +85,15 @@ def test_of_imagenet_words_templates_and_names_of_models_are_as_without_texts(op
     assert mixed.words == ("tench", "grey wren") and mixed.templates == ("a photo of a {}.",)
 
 
-def test_names_of_cells_follow_what_the_text_tower_reads(grid, weights, tmp_path):
+def test_names_of_cells_follow_what_the_text_tower_reads(grid, clip_words, tmp_path):
     (tmp_path / "words.csv").write_text(WORDS)
     words = f"dataset.words={tmp_path}/words.csv"
-    on_timm = []
-    fitted = of_clip(weights, "model.head.fit=true", "model.weights.templates=simple")
+    fitted = [*clip_words, "model.head.fit=true", "model.weights.templates=simple"]
     for model, method, differs in (
-        (of_clip(weights), "fine_tune", True),
+        (clip_words, "fine_tune", True),
         (fitted, "fine_tune", False),  # no text tower made the head
         (fitted, "flyp", True),  # its captions
-        (on_timm, "fine_tune", False),
+        ([], "fine_tune", False),  # of timm
     ):
         keys = [grid.builder(*model, f"method={method}", *more).key() for more in ([], [words])]
         assert (keys[0] != keys[1]) == differs, (model, method)

@@ -13,7 +13,7 @@ from engine.cells.plan_cell import plan_cell
 from engine.cost import work
 from engine.data import grouping, packs
 from engine.data.kinds import kind_of
-from engine.data.sets import Sets
+from engine.data.sets import LabelledSet, Sets
 from engine.errors import RecipeError
 from engine.evaluation import passes
 from engine.measures import predictions
@@ -60,12 +60,15 @@ def benchmark(folder: Path, *words: str) -> Recipe:
     return recipe_of_sections("vit_tiny_random", str(folder / "mixed.yaml"), parsed(given))
 
 
+def opened(folder: Path, name: str, *words: str) -> LabelledSet:
+    return Sets(benchmark(folder, *words), CPU, folder)[name]
+
+
 def test_a_table_gives_the_pack_of_its_folders(mixed, tmp_path):
-    of_table = Sets(mixed, CPU, tmp_path)["tinted"]
+    of_table = opened(tmp_path, "tinted")
     plain = BENCHMARK[: BENCHMARK.index("own:")]
     (tmp_path / "mixed.yaml").write_text(plain, encoding="utf-8")
-    folders = benchmark(tmp_path)
-    of_folder = Sets(folders, CPU, tmp_path)["tinted"]
+    folders, of_folder = benchmark(tmp_path), opened(tmp_path, "tinted")
     assert of_table.pack.folder != of_folder.pack.folder
     assert of_table.pack.fingerprint == of_folder.pack.fingerprint
     assert torch.equal(of_table.labels, of_folder.labels)
@@ -76,7 +79,7 @@ def test_a_table_gives_the_pack_of_its_folders(mixed, tmp_path):
 
 
 def test_a_published_split_is_trained_on_and_held_out(mixed, tmp_path):
-    tinted = Sets(mixed, CPU, tmp_path)["tinted"]
+    tinted = opened(tmp_path, "tinted")
     parts = tinted.pack.columns["part"]
     assert set(parts[tinted.split("train")]) == {"train"}
     assert set(parts[tinted.split("holdout")]) == {"val", "test"}
@@ -86,10 +89,9 @@ def test_a_published_split_is_trained_on_and_held_out(mixed, tmp_path):
     elsewhere = benchmark(tmp_path, f"runs={tmp_path / 'elsewhere'}")
     assert work.size_of(elsewhere, "tinted") == encoded, "from the table itself"
     key = tinted.split_key(mixed.dataset)
-    assert key != Sets(mixed, CPU, tmp_path)["few"].split_key(mixed.dataset)
-    other = benchmark(tmp_path, "dataset.own.tinted.split.holdout=[val]", "dataset.seed=1")
+    assert key != opened(tmp_path, "few").split_key(mixed.dataset)
     with pytest.raises(ValueError, match=r"part is 'test', but must be one of train, val"):
-        Sets(other, CPU, tmp_path)["tinted"]
+        opened(tmp_path, "tinted", "dataset.own.tinted.split.holdout=[val]", "dataset.seed=1")
 
 
 LISTED = """\
@@ -124,11 +126,11 @@ def test_a_list_of_files_splits_folders(tmp_path):
     assert [f"few/{key}" for key in sets["few"].pack.keys[sets["few"].holdout]] == few[:1]
     assert work.size_of(benchmark(tmp_path, f"runs={tmp_path}/other"), "few").held_out == 1
     (images / "fit.txt").write_text("\n".join([*lines[:-1], f"{few[-1]}"]), encoding="utf-8")
-    Sets(benchmark(tmp_path), CPU, tmp_path)["few"]  # the same images in the same parts
+    opened(tmp_path, "few")  # the same images in the same parts
     (images / "judge.txt").write_text(few[1], encoding="utf-8")
     (images / "fit.txt").write_text("\n".join([few[0], *lines[1:]]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"the images in .*few changed since"):
-        Sets(benchmark(tmp_path), CPU, tmp_path)["few"]
+        opened(tmp_path, "few")
 
 
 @pytest.mark.parametrize(
@@ -150,14 +152,14 @@ def test_a_list_that_does_not_fit_the_folder_is_named(tmp_path, row, message):
     rows = [*rows[:-1]] if row is None else [*rows, row]
     (images / "lists.csv").write_text("\n".join(["path,part", *rows]), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        Sets(benchmark(tmp_path), CPU, tmp_path)["tinted"]
+        opened(tmp_path, "tinted")
 
 
 def test_a_label_that_the_head_lacks_is_named_before_a_row_is_encoded(mixed, tmp_path):
     table = tmp_path / "images" / "tinted.csv"
     table.write_text(table.read_text().replace(",disc,", ",disk,", 1), encoding="utf-8")
     with pytest.raises(ValueError, match=r"tinted.csv, line 16: label is 'disk', but must be one"):
-        Sets(mixed, CPU, tmp_path)["tinted"]
+        opened(tmp_path, "tinted")
     assert not list((tmp_path / "runs" / "packs").glob("*tinted*"))
 
 
@@ -170,12 +172,11 @@ def test_a_table_has_classes_that_join_outputs_of_the_head(mixed, tmp_path):
     lines = ["class,output", *(f"{each},{each}" for each in ("bar", "cross", "square"))]
     file.write_text("\n".join([*lines, "round,disc", "round,ring"]), encoding="utf-8")
     words = [f"dataset.own.tinted.outputs={file}"]
-    labelled = Sets(benchmark(tmp_path, *words), CPU, tmp_path)["tinted"]
+    labelled = opened(tmp_path, "tinted", *words)
     assert labelled.pack.classes == ("bar", "cross", "round", "square")
     table.write_text(text.replace(",square,", ",sqare,", 1), encoding="utf-8")
-    other = benchmark(tmp_path, *words, f"runs={tmp_path / 'elsewhere'}")
     with pytest.raises(ValueError, match=r"tinted\.csv, line \d+: label is 'sqare', but must be"):
-        Sets(other, CPU, tmp_path)["tinted"]
+        opened(tmp_path, "tinted", *words, f"runs={tmp_path / 'elsewhere'}")
     assert not list((tmp_path / "elsewhere").glob("packs/*tinted*"))
 
 
@@ -247,10 +248,10 @@ def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
     assert torch.equal(joint[:, bar], logits[:, bar])
     file.write_text("\n".join(lines[:3]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"round.csv has no outputs of 1 classes, such as 'bars'"):
-        Sets(benchmark(tmp_path, *words), CPU, tmp_path)["round"]
+        opened(tmp_path, "round", *words)
     file.write_text("\n".join([*lines, "bars,brr"]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"round.csv, line 5: .*; did you mean 'bar'"):
-        Sets(benchmark(tmp_path, *words), CPU, tmp_path)["round"]
+        opened(tmp_path, "round", *words)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 Names in a stranger's folder open neither the network nor another folder.
 """
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from engine.model_files.descriptions import (
 from engine.recipe import preprocessing
 from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
+from helpers import campaigns
 from helpers.grids import CLASSES, SIZE, VIT, Grid
 from helpers.user_checkpoints import checkpoint
 
@@ -49,8 +49,7 @@ def rib(user_grid: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[d
     """The rows of `rib evaluate` with these words."""
     monkeypatch.chdir(user_grid.folder)
     assert cli.main(["evaluate", *words, f"runs={user_grid.runs}", "--force"]) == 0
-    with (user_grid.folder / "accuracy.csv").open() as file:
-        return list(csv.DictReader(file))
+    return campaigns.rows(user_grid.folder / "accuracy.csv")
 
 
 def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, capsys):

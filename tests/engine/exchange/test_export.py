@@ -23,6 +23,7 @@ from helpers import campaigns, grids
 from helpers.grids import CLASSES
 from loaders.files.root import Root
 
+pytestmark = pytest.mark.slow
 MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndownstreams: [few]\n"
 
 
@@ -52,7 +53,6 @@ def images(net: torch.nn.Module, folder: Path) -> torch.Tensor:
     return torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pre", "fine_tune", "wise_ft", "soup", "visual_prompt"])
 def test_timm_answers_as_the_campaign_did(finished, folder, tmp_path, capsys, method):
     words = ["--method", method, *(["--downstream", "few"] if method != "pre" else [])]
@@ -76,7 +76,6 @@ def test_timm_answers_as_the_campaign_did(finished, folder, tmp_path, capsys, me
         np.testing.assert_allclose(p_top1.numpy(), rows["p_top1"].to_numpy(), atol=2e-6)
 
 
-@pytest.mark.slow
 def test_a_cells_folder_is_exported_as_its_row_is(finished, folder, tmp_path):
     (cell,) = (folder / "exported" / "store" / "cells").glob("wise_ft-few-*")
     alpha = ("--alpha", "0.25")
@@ -87,7 +86,6 @@ def test_a_cells_folder_is_exported_as_its_row_is(finished, folder, tmp_path):
     assert grids.same(*(load_file(p / "model.safetensors") for p in (of_cell, of_row)))
 
 
-@pytest.mark.slow
 def test_classes_are_named_by_a_file_of_as_many_lines(finished, tmp_path, capsys):
     names, out = tmp_path / "names.txt", tmp_path / "soup"
     names.write_text("\n".join(CLASSES[:-1]))
@@ -99,7 +97,6 @@ def test_classes_are_named_by_a_file_of_as_many_lines(finished, tmp_path, capsys
     assert config["label_names"] == list("vwxyz")
 
 
-@pytest.mark.slow
 def test_a_folder_that_is_there_is_written_over_by_force_alone(
     finished, tmp_path, capsys, monkeypatch
 ):
@@ -123,7 +120,6 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
     assert not (out / "config.json").exists(), "of other weights than those beside it, perhaps"
 
 
-@pytest.mark.slow
 def test_the_weights_of_a_prompted_cell_are_no_base_alone(finished, folder, grid):
     (cell,) = (folder / "exported" / "store" / "cells").glob("visual_prompt-few-*")
     of_file = ("model.weights.source=file", f"model.weights.path={cell / 'weights.safetensors'}")
@@ -131,7 +127,6 @@ def test_the_weights_of_a_prompted_cell_are_no_base_alone(finished, folder, grid
         grid.builder(*of_file).base  # noqa: B018
 
 
-@pytest.mark.slow
 def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
     finished, folder, tmp_path, capsys
 ):

@@ -22,7 +22,7 @@ from engine.exchange.model_card import (
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
-from engine.report import finish, results_file
+from engine.report import finish
 from engine.report.results import of_campaign
 from helpers import reports
 from loaders.files.typed_json import DamagedFile
@@ -38,12 +38,15 @@ def run(tmp_path_factory):
         tmp_path_factory.mktemp("runs"), rows=[Row("ewc", SETTINGS)], holdout=True
     )
     finish.write(run, of_campaign(run))
-    cell = SimpleNamespace(recipe=load_recipe("emoji", parsed([]), method="ewc"))
-    run.__dict__["plan"] = SimpleNamespace(
-        recipe=cell.recipe,
-        rows=dict.fromkeys(reports.TITLES, cell),
-        shown_command="rib campaign drawn",
-    )
+    return planned(run, load_recipe("emoji", method="ewc"))
+
+
+def planned(run, recipe, **changes):
+    """The campaign with a plan of this recipe and changes of its record."""
+    run = dataclasses.replace(run, record=dataclasses.replace(run.record, **changes))
+    rows = dict.fromkeys(reports.TITLES, SimpleNamespace(recipe=recipe))
+    plan = SimpleNamespace(recipe=recipe, rows=rows, shown_command="rib campaign drawn")
+    run.__dict__["plan"] = plan
     return run
 
 
@@ -69,7 +72,7 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
     )
     assert "@article{kirkpatrick2017ewc" in text and "@article{hwang2026rib" in text
     assert "| flat | MIT https://example.org/a?b=1&c=2 |" in text
-    stored = results_file.read((run.place.report / "results.json").read_bytes())
+    stored = results_of(run)
     (mri,) = [n for n in stored.numbers if (n.quantity, n.method) == ("mRI", "ewc")]
     assert (
         f"mRI of the method, its mean RI over 3 downstream datasets: +{mri.value:.1f} points"
@@ -86,8 +89,7 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
 
 
 def test_a_pre_trained_models_card_claims_no_ri(run):
-    results = results_file.read((run.place.report / "results.json").read_bytes())
-    text = card_of_campaign(run, row(run, "pre"), results)
+    text = card_of_campaign(run, row(run, "pre"), results_of(run))
     assert "lite0, not fine-tuned" in text and "mRI of" not in text and "RI of this" not in text
     assert "| dataset | before fine-tuning |" in text
 
@@ -111,11 +113,8 @@ def test_the_card_of_a_model_that_was_there_goes_and_a_users_own_stays(run, tmp_
 
 
 def test_a_smoke_runs_card_says_so(run):
-    few = dataclasses.replace(run, record=dataclasses.replace(run.record, limit=20))
-    few.__dict__["plan"] = run.plan
-    results = results_file.read((run.place.report / "results.json").read_bytes())
-    evaluation = row(run, "ewc", "mono")
-    text = card_of_campaign(few, evaluation, results)
+    few = planned(run, run.plan.recipe, limit=20)
+    text = card_of_campaign(few, row(run, "ewc", "mono"), results_of(run))
     assert "**This is a smoke run on at most 20" in text and "model-index" not in text
 
 
@@ -135,18 +134,10 @@ def test_the_hub_reads_results_licence_base_model_and_data_sets(run, tmp_path):
         )
         for number in results.numbers
     ]
-    cell = SimpleNamespace(
-        recipe=load_recipe("imagenet_rib/ewc", parsed(["model=vit_b16_clip_openai"]))
-    )
-    of_imagenet = SimpleNamespace(
-        record=run.record,
-        plan=SimpleNamespace(
-            recipe=cell.recipe, rows={"ewc": cell}, shown_command="rib campaign x"
-        ),
-    )
+    recipe = load_recipe("imagenet_rib/ewc", parsed(["model=vit_b16_clip_openai"]))
     changed = msgspec.structs.replace(results, numbers=renamed)
     on_v2 = dataclasses.replace(evaluation, downstream="imagenet_v2")
-    write_card(tmp_path, card_of_campaign(of_imagenet, on_v2, changed))
+    write_card(tmp_path, card_of_campaign(planned(run, recipe), on_v2, changed))
     data, hubs = ModelCard.load(tmp_path / "README.md").data, sources.read()
     assert data.base_model == "timm/vit_base_patch16_clip_224.openai_ft_in1k"
     assert data.license == "apache-2.0" and data.datasets == [hubs["imagenet_v2"].hub]

@@ -1,6 +1,5 @@
 """CLIP of open_clip and timm, in and out: classifiers, mixes, images and logits are theirs."""
 
-import csv
 import dataclasses
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +23,7 @@ from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
-from helpers import tiny_clip
+from helpers import campaigns, tiny_clip
 from helpers.evaluations import check_predictions
 from helpers.grids import CLASSES, SIZE, VIT, Grid, labels, same
 from helpers.tiny_clip import ARCH
@@ -113,7 +112,7 @@ def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
         table, again = user_grid.folder / "table.csv", user_grid.folder / "again"
         words = ["evaluate", "--models", str(out), "--sets", str(user_grid.folder / "outline")]
         assert cli.main([*words, "--out", str(table), "--force", runs, "device=cpu"]) == 0
-        (read,) = csv.DictReader(table.read_text().splitlines())
+        (read,) = campaigns.rows(table)
         if model is tiny:
             loaded = open_clip.create_model(f"local-dir:{out}").eval()
             with torch.inference_mode():

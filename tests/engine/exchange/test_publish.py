@@ -28,6 +28,7 @@ from helpers.processes import ROOT, run
 from loaders.files import typed_json
 from loaders.files.durable import file_hash
 
+pytestmark = pytest.mark.slow
 FT, LP = "fine_tune,few,canonical,tiny,0.parquet", "linear_probe,few,canonical,tiny,0.parquet"
 OF_FEW, SUMS, RECORD = "predictions/few/", "SHA256SUMS", "evaluations.json"
 RESULTS = "report/results.json"
@@ -305,7 +306,6 @@ SEALED = {
 CASES = [(False, name) for name in UNSEALED] + [(True, name) for name in SEALED]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("is_sealed", "name"), CASES)
 def test_an_altered_folder_is_refused_and_the_file_is_named(
     is_sealed, name, published, finished, tmp_path
@@ -333,7 +333,6 @@ def noting(seen: list[str], call: Callable[..., Any]) -> Callable[..., Any]:
     return noted
 
 
-@pytest.mark.slow
 def test_a_plan_leads_an_audit_to_no_path_and_no_memory(published, tmp_path, monkeypatch):
     folder = shutil.copytree(published, tmp_path / "folder")
     (tmp_path / "mine").mkdir()
@@ -352,7 +351,6 @@ def test_a_plan_leads_an_audit_to_no_path_and_no_memory(published, tmp_path, mon
     assert seen and not [path for path in seen if "mine" in path]
 
 
-@pytest.mark.slow
 def test_a_published_campaign_passes_its_audit_without_torch(published, finished, capsys):
     assert cli.main(["audit", str(published), "--runs", str(finished)]) == 0
     shown = capsys.readouterr().out
@@ -366,7 +364,6 @@ def test_a_published_campaign_passes_its_audit_without_torch(published, finished
     assert not again["difference"].any() and len(again)
 
 
-@pytest.mark.slow
 def test_the_report_of_a_published_folder_has_the_bytes_of_the_campaigns(
     published, finished, tmp_path
 ):
@@ -392,7 +389,6 @@ def test_the_report_of_a_published_folder_has_the_bytes_of_the_campaigns(
     assert len(numbers) == 6 and [n for n in numbers if numbers[n] != before[n]] == []
 
 
-@pytest.mark.slow
 def test_a_published_folder_is_a_data_set_of_the_hub_and_says_nothing_of_a_machine(
     published, finished
 ):
@@ -419,7 +415,6 @@ def test_a_published_folder_is_a_data_set_of_the_hub_and_says_nothing_of_a_machi
     assert not [name for name in files(published) if name.endswith(".safetensors")]
 
 
-@pytest.mark.slow
 def test_what_is_not_finished_or_was_altered_is_not_published(finished, tmp_path, capsys):
     runs = shutil.copytree(finished, tmp_path / "runs")
     out = tmp_path / "out"
@@ -438,7 +433,6 @@ def test_what_is_not_finished_or_was_altered_is_not_published(finished, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing half written"
 
 
-@pytest.mark.slow
 def test_a_page_of_folders_has_each_ones_verdict(published, finished, tmp_path, capsys):
     altered = shutil.copytree(published, tmp_path / "altered")
     of_json(RESULTS, raised)(altered)
