@@ -25,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -38,9 +38,6 @@ from loaders.files.root import Root
 from loaders.pack import COLUMNS, FORMAT_VERSION, IMAGES, MANIFEST, MODES, SAMPLES, Item, Pack
 from loaders.trees import left_out
 from loaders.writer import JOURNAL, PackWriter, Stored
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 log = logging.getLogger(__name__)
 _AHEAD = 8  # items per worker process
@@ -220,8 +217,8 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def ordered_map(
-    function: Callable[[In], Out], items: Iterable[In], workers: int = 1
-) -> Generator[Out, None, None]:
+    function: Callable[[Item], Stored | str], items: Iterable[Item], workers: int
+) -> Generator[Stored | str, None, None]:
     """Yields `map(function, items)`, computed by `workers` processes (by this process if 1).
 
     The processes are spawned, so `function`, items and results must be picklable. They stay a
@@ -234,7 +231,7 @@ def ordered_map(
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
-        pending: deque[Future[Out]] = deque()
+        pending: deque[Future[Stored | str]] = deque()
         try:
             for item in items:
                 pending.append(pool.submit(function, item))

@@ -31,8 +31,9 @@ def read(root: Path, columns: Sequence[str] = ()) -> Listing:
         is_of_a_class = file.path.count("/") == 1 + len(columns) and "/." not in f"/{file.path}"
         images.append(file) if file.is_image and is_of_a_class else left_out.append(file.path)
     if not images:
+        layout = "/".join(f"<{name}>" for name in (*columns, "class", "image"))
         raise ValueError(
-            f"{root} has no images {_layout(columns)} ({', '.join(trees.IMAGE_SUFFIXES)}); "
+            f"{root} has no images {layout} ({', '.join(trees.IMAGE_SUFFIXES)}); "
             "is it the right folder?"
         )
     parts = [file.path.split("/") for file in images]
@@ -58,7 +59,3 @@ def read(root: Path, columns: Sequence[str] = ()) -> Listing:
     stamps = "\n".join(f"{file.path} {file.stamp}" for file in images)
     fingerprint = hashlib.sha256(stamps.encode()).hexdigest()
     return Listing(items, classes, fingerprint, tuple(left_out), columns=tuple(columns))
-
-
-def _layout(columns: Sequence[str]) -> str:
-    return "/".join(f"<{name}>" for name in (*columns, "class", "image"))

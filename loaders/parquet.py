@@ -32,11 +32,6 @@ class Row(NamedTuple):
     number: int  # index of the row in the whole file
 
     @property
-    def size(self) -> int:
-        """Not -1, as for a `trees.Place` within an archive."""
-        return 1
-
-    @property
     def where(self) -> str:
         """The row, for errors; as `trees.Place.where`."""
         return f" in row {self.number} of {Path(self.path).name}"

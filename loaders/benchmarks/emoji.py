@@ -86,28 +86,14 @@ def _outline(image: Image.Image) -> Image.Image:
     return ImageOps.invert(ImageOps.autocontrast(edges)).convert("RGB")
 
 
-def _blur(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(BLUR * image.width))
-
-
-def _colour(image: Image.Image) -> Image.Image:
-    """Red becomes green, green blue, and blue red."""
-    red, green, blue = image.split()
-    return Image.merge("RGB", (blue, red, green))
-
-
-def _low_contrast(image: Image.Image) -> Image.Image:
-    return Image.blend(Image.new("RGB", image.size, (128, 128, 128)), image, CONTRAST)
-
-
 # Derived datasets, modelled on ImageNet's, alter the exact renderings of two styles: background,
 # position and size stay the same. So these datasets share their drawings.
 ORIGINALS = ("twemoji", "openmoji")
 DERIVED: dict[str, Callable[[Image.Image], Image.Image]] = {
     "outline": _outline,
-    "blur": _blur,
-    "colour": _colour,
-    "low-contrast": _low_contrast,
+    "blur": lambda x: x.filter(ImageFilter.GaussianBlur(BLUR * x.width)),
+    "colour": lambda x: Image.merge("RGB", [x.getchannel(band) for band in "BRG"]),
+    "low-contrast": lambda x: Image.blend(Image.new("RGB", x.size, (128,) * 3), x, CONTRAST),
 }
 
 

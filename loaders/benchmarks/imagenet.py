@@ -20,7 +20,7 @@ import numpy as np
 from loaders import shards, trees
 from loaders.files.durable import read_small
 from loaders.pack import Item
-from loaders.trees import File, Listing, first_names
+from loaders.trees import File, Listing, Place, first_names
 
 LABEL_FILES = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}")
@@ -167,7 +167,8 @@ def in_order(items: Iterable[Item]) -> list[Item]:
 
 
 def _shown(item: Item) -> str:
-    return item.payload.path if item.payload.size < 0 else f"{item.key} in {item.payload.path}"
+    is_a_file = isinstance(item.payload, Place) and item.payload.size < 0
+    return item.payload.path if is_a_file else f"{item.key} in {item.payload.path}"
 
 
 def _flat(file: File) -> bool:

@@ -1,5 +1,7 @@
 """Augmentation: torchvision's and timm's distributions, from numbers that counters give."""
 
+import random
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -75,8 +77,6 @@ def test_statistics_are_those_of_timms_training_transform():
     )
     torch.manual_seed(0)
     np.random.seed(0)
-    import random
-
     random.seed(0)
     drawn = torch.stack([torch.as_tensor(np.asarray(theirs(Image.fromarray(array)))) for _ in ours])
     for rows in (slice(0, 112), slice(112, 224)):
@@ -107,12 +107,6 @@ def test_an_operation_is_torchvisions(name):
         )
         ours = augment.OPERATIONS[name](images, sign * 9 / 30)
         assert (ours.int() - expected.int()).abs().max() <= 1  # its magnitudes are float32
-
-
-def test_each_operation_is_equally_frequent():
-    draws = uniform(0, 0, np.arange(SEVERAL), np.arange(200, 202))
-    counts = np.bincount((draws[:, 0] * len(augment.OPERATIONS)).astype(int))
-    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_an_image_is_augmented_alike_in_any_batch():

@@ -18,7 +18,7 @@ from loaders.adopt import part
 from loaders.encode import ordered_map, request_digests
 from loaders.files.durable import digest
 from loaders.files.typed_json import DamagedFile
-from loaders.pack import Item, Pack
+from loaders.pack import Pack
 
 SPEC = {"size": [9, 14], "crop": 0.875}
 
@@ -41,14 +41,10 @@ def test_pack_holds_what_was_encoded(tmp_path):
     assert jpeg.fingerprint != pack.fingerprint
 
 
-def with_regions(seeds: range) -> list[Item]:
-    """Images with two further columns."""
-    return [replace(item, values=("ab"[item.label % 2], "x")) for item in items(seeds)]
-
-
 def test_further_columns_are_stored_beside_the_pixels(tmp_path):
     plain = make(tmp_path / "plain", seeds=range(8))
-    options = {"columns": ("region", "place"), "items": with_regions(range(8))}
+    images = [replace(item, values=("ab"[item.label % 2], "x")) for item in items(range(8))]
+    options = {"columns": ("region", "place"), "items": images}
     pack = make(tmp_path / "p", **options)
     assert pack.fingerprint == plain.fingerprint and not plain.columns
     assert {name: column.tolist() for name, column in pack.columns.items()} == {
