@@ -21,7 +21,14 @@ from bench.report import RESULTS, Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join((*CASES, *TABLES)))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each contest's rounds")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")
+    parser.add_argument("--full", action="store_true", help="also sizes that take peers minutes")
+    parser.add_argument("--drawn", action="store_true", help="pictures of noise, not photos")
+    parser.add_argument("--out", type=Path, help="folder of the results; quick ones are kept too")
     options = parser.parse_args(arguments)
     every = (*CASES, *TABLES)
     if unknown := sorted(set(options.cases) - set(every)):
@@ -60,18 +67,6 @@ def _case(
         return False
     results.write(skipped=list(contest.SKIPPED))
     return True
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join((*CASES, *TABLES)))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each contest's rounds")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")
-    parser.add_argument("--full", action="store_true", help="also sizes that take peers minutes")
-    parser.add_argument("--drawn", action="store_true", help="pictures of noise, not photos")
-    parser.add_argument("--out", type=Path, help="folder of the results; quick ones are kept too")
-    return parser
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from engine.recipe.catalogue import ROOT
 from engine.recipe.overrides import parsed
 from engine.report import columns, exports, headline, sections, terminal
 from engine.report.results import Results, of_campaign
-from engine.report.section import Section
 from engine.report.text import listed, p_value, rounded
 from loaders.files.durable import short_digest
 
@@ -109,7 +108,10 @@ def finding(key: str = "", name: str = "") -> Callable[[Results], str]:
     def quote(results: Results) -> str:
         if not key:
             return _wrapped(f"*This run:* {headline.heading('', results)} {_run(results)}")
-        section = _section(results, key)
+        made = {section.key: section for section in sections.of(results)}
+        if key not in made:
+            raise ValueError(f"the report has no section {key}, only {', '.join(made)}")
+        section = made[key]
         shown = [_markdown(each.data) for each in section.tables if each.name == name]
         said = _wrapped(f"*This run:* {section.heading}. {_run(results)}")
         return "\n\n".join([said, *shown])
@@ -197,13 +199,6 @@ def fingerprint(name: str) -> str:
     with catalogue.each_file_once() as files:
         make_plan(name, ())
         return short_digest({str(path.relative_to(ROOT)): said for path, said in files.items()})
-
-
-def _section(results: Results, key: str) -> Section:
-    made = {section.key: section for section in sections.of(results)}
-    if key not in made:
-        raise ValueError(f"the report has no section {key}, only {', '.join(made)}")
-    return made[key]
 
 
 def _run(results: Results) -> str:

@@ -83,7 +83,12 @@ def stages(out: Path, device: str, small: bool) -> list[Stage]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="stage")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the stages")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all stages together")
     options = parser.parse_args(arguments)
     out = options.out.resolve()
     every = {stage.name: stage for stage in stages(out, options.device, options.small)}
@@ -166,16 +171,6 @@ def _end(child: subprocess.Popen[str]) -> None:
     """End a command's session: it, and what it left behind when it ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("stages", nargs="*", metavar="stage")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the stages")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all stages together")
-    return parser
 
 
 if __name__ == "__main__":

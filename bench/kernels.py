@@ -46,9 +46,13 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     for batch, classes in ((8, 100),) if scale.quick else ((256, 1000), (64, 21843)):
         yield _distill(batch, classes, device, compiles=not scale.quick)
     yield _merge(parameters // 4, device)
-    if device.type == "cuda":
+    gpu = device.type == "cuda"
+    if gpu:
         yield _launches(device)
-    yield from _fisher(device, scale)
+    # Fisher in fp32, as the engine computes it; on a GPU also in bf16.
+    model = vit.build(device, scale.quick, "ViT-B" if gpu else "ViT-S", images=64 if gpu else 8)
+    for bf16 in (False, True) if gpu else (False,):
+        yield _fisher(model, device, bf16=bf16)
 
 
 def _step(name: str, parameters: int, device: torch.device) -> Contest:
@@ -177,15 +181,7 @@ def _copy(nbytes: int, device: torch.device) -> Entrant:
     return Entrant("a copy", lambda: b.copy_(a), bytes=2 * nbytes)
 
 
-def _fisher(device: torch.device, scale: Scale) -> Iterator[Contest]:
-    """In fp32, as the engine computes it; on a GPU also in bf16."""
-    gpu = device.type == "cuda"
-    model = vit.build(device, scale.quick, "ViT-B" if gpu else "ViT-S", images=64 if gpu else 8)
-    for bf16 in (False, True) if gpu else (False,):
-        yield _fisher_in(model, device, bf16=bf16)
-
-
-def _fisher_in(model: vit.FlatViT, device: torch.device, *, bf16: bool) -> Contest:
+def _fisher(model: vit.FlatViT, device: torch.device, *, bf16: bool) -> Contest:
     accumulator = FisherAccumulator(model.net, bf16=bf16)
 
     def ordinary(images: Tensor, labels: Tensor) -> None:

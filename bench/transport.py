@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -81,32 +81,23 @@ class Problem:
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        from threadpoolctl import threadpool_limits
-
-        limits = threadpool_limits(1)  # NumPy's BLAS has threads of its own
-    except ImportError:
-        limits = nullcontext()
-    try:
-        with limits:
-            yield from _contests(device, scale)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     if device.type == "cuda":
         sizes = [(50_000, 1000)]
     else:
         sizes = [(5000, 100), (5000, 1000)] + [(10_000, 100)] * scale.full
-    for n, classes in [(150, 10)] if scale.quick else sizes:
-        problem = Problem(n, classes, device)
-        yield from _solves(problem)
-    yield _iteration(problem)
-    if device.type == "cuda":
-        yield _nuclear(device)
+    with ExitStack() as one_thread:
+        one_thread.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        with suppress(ImportError):
+            from threadpoolctl import threadpool_limits
+
+            one_thread.enter_context(threadpool_limits(1))  # NumPy's BLAS has threads of its own
+        for n, classes in [(150, 10)] if scale.quick else sizes:
+            problem = Problem(n, classes, device)
+            yield from _solves(problem)
+        yield _iteration(problem)
+        if device.type == "cuda":
+            yield _nuclear(device)
 
 
 def _solves(problem: Problem) -> Iterator[Contest]:

@@ -51,11 +51,6 @@ def rows_of(out: Path, name: str) -> list[dict]:
     return content["rows"]
 
 
-def of_tests(out: Path) -> list[str]:
-    (command,) = (s.command for s in stages(out, "cpu", small=True) if s.name == "tests")
-    return list(command)
-
-
 def test_a_red_stage_stops_no_other_and_is_named_at_the_end(replaced, tmp_path, capfd):
     replaced += [stage("kernels", "exit(3)"), stage("tests", "print('well')")]
     status, outcomes = run(tmp_path)
@@ -157,7 +152,8 @@ def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(
 
 @pytest.mark.slow
 def test_it_collects_all_tests_of_the_gpu(tmp_path):
-    command = [sys.executable, *of_tests(tmp_path), "-n", "0", "--collect-only", "-qq"]
+    (words,) = (s.command for s in stages(tmp_path, "cpu", small=True) if s.name == "tests")
+    command = [sys.executable, *words, "-n", "0", "--collect-only", "-qq"]
     collected = subprocess.run(command, cwd=ROOT, env=BARE, capture_output=True, text=True)
     assert collected.returncode == 0, collected.stdout[-2000:]
     assert sum(map(int, re.findall(r"\.py: (\d+)$", collected.stdout, re.MULTILINE))) > 50
