@@ -1,10 +1,8 @@
 """Checkpoints: an interrupted training ends in the bits of one that was left alone."""
 
-import json
 import logging
 import os
 import signal
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +19,8 @@ from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import loop, saving
 from engine.training.saving import TrainingState
-from helpers import rank_worker
 from helpers.damage import flip
-from helpers.grids import CONV, Grid, distance, same, weights
+from helpers.grids import CONV, Grid, same, weights
 from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
 
 METHODS = [
@@ -236,61 +233,3 @@ def test_a_training_that_begins_again_keeps_its_checkpoints(tmp_path):
         files.write(step, {"a": torch.zeros(1)}, "{}")
         assert step in files.steps()
     assert files.steps() == [30, 20]
-
-
-TWO_RANKS = ["method=ewc", "method.fisher_images=5", "train.accumulation=3"]
-TWO_RANKS += ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3"]
-
-
-@pytest.fixture(scope="module")
-def two_ranks(
-    grid: Grid, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[subprocess.CompletedProcess, list[Any], dict[str, Grid]]:
-    """Two ranks after their end, what became of their jobs, and the folders of these.
-
-    Trainings are interrupted after 4 steps of 6, in an epoch. The last one gets SIGTERM.
-    """
-    folder = tmp_path_factory.mktemp("two")
-    names = ("whole", "two", "two to one", "one to two", "signal")
-    places = {name: grid.elsewhere(folder / name, grid.builder()) for name in names}
-    interrupted(places["one to two"].builder(EVERY_STEP, *TWO_RANKS), 4)
-    jobs = [
-        {"runs": places["whole"].runs, "words": TWO_RANKS},
-        {"runs": places["two to one"].runs, "words": TWO_RANKS, "step": 4, "how": "stop"},
-        {"runs": places["two"].runs, "words": TWO_RANKS, "after": places["two to one"].runs},
-        {"runs": places["one to two"].runs, "words": TWO_RANKS},
-        {"runs": places["signal"].runs, "words": TWO_RANKS, "step": 2, "how": "term"},
-    ]
-    process, results = rank_worker.run(grid, folder, jobs, ranks=2)
-    assert len(results) == len(jobs), process.stderr[-3000:]
-    return process, results, places
-
-
-@pytest.mark.slow
-def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(two_ranks):
-    """Interrupted on two ranks, and on one for two to go on."""
-    process, (whole, _, two, from_one, _), places = two_ranks
-    assert process.stderr.count("of 1 ranks on 2") == 1
-    assert whole[1] == [1, 2, 3, 4, 5, 6]
-    assert two[1] == from_one[1] == [5, 6]
-    expected, actual = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
-    assert same(actual, expected)
-    history = [(Path(at[0]) / "history.json").read_text() for at in (whole, two)]
-    assert history[0] == history[1]
-    cell, steps = resumed(places["two to one"], *TWO_RANKS)
-    assert steps == [5, 6]
-    for at in (cell.artifact.folder, Path(from_one[0])):
-        assert distance(load_file(at / "weights.safetensors"), expected) < 1e-5
-        entries = json.loads((at / "history.json").read_text())
-        for entry, exact in zip(entries, json.loads(history[0]), strict=True):
-            assert entry == pytest.approx(exact, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_sigterm_to_the_last_rank_ends_all_after_the_same_step(two_ranks):
-    """With the code for another attempt; `test_a_signal_stops_training...` has one rank."""
-    process, (*_, (message,)), places = two_ranks
-    assert message.startswith("a signal ended training after step 3; the same command")
-    assert process.returncode == os.EX_TEMPFAIL == 75, process.stderr[-3000:]
-    assert process.stderr.count(message) == 1 and process.stderr.endswith(f"{message}\n")
-    assert resumed(places["signal"], *TWO_RANKS)[1] == [4, 5, 6]
