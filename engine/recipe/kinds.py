@@ -40,6 +40,8 @@ def options(layers: Sequence[Layer]) -> type[DatasetRecipe]:
     Raises RecipeError, naming the layer, for an unknown kind.
     """
     source, kind, given = modules.named(layers, "dataset", "kind")
+    if is_users(kind):
+        modules.check_file(f"{source}: kind", kind)
     return class_of(kind or DatasetRecipe.kind, given, f"{source}: ")
 
 
@@ -48,9 +50,7 @@ def class_of(kind: str, given: Iterable[str], source: str = "") -> type[DatasetR
 
     source: the beginning of errors. Raises RecipeError for an unknown kind.
     """
-    if is_users(kind):
-        modules.check_file(f"{source}kind", kind)
-    elif kind not in names():
+    if not is_users(kind) and kind not in names():
         raise RecipeError(f"{source}unknown kind {kind!r} of datasets{nearest(kind, names())}")
     return planned_options({**dict.fromkeys(given), "kind": kind})
 

@@ -349,3 +349,10 @@ def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
     file.write_text(text + "own: {tinted: {kind: mine.py, plac: x}}\n", encoding="utf-8")
     assert cli.main(encode) == 2
     assert "mine.py: unknown key 'dataset.plac'; did you mean" in capsys.readouterr().err
+    (tmp_path / "mine.py").unlink()
+    file.write_text(text + "own: {tinted: {kind: mine.py}}\n", encoding="utf-8")
+    assert cli.main(encode) == 2
+    assert "dataset.own.tinted: kind='" in (error := capsys.readouterr().err)
+    assert "mine.py' is not a Python file" in error
+    # Whoever audits a published plan may not have the file.
+    assert kind_of(resolved.dataset, "tinted").expected_images() is None
