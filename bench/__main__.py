@@ -1,7 +1,7 @@
 """Our speed as a ratio to named peers: `python -m bench [case ...]`.
 
 A contest's entrants must give the same before they are timed. A case that fails keeps the rows it
-has and makes the exit status 1; one whose packages are missing is skipped by name. Rows go to
+has and makes the exit status 1; so does one that measures nothing for lack of a package. Rows go to
 bench/results/CASE-DEVICE.json as soon as they are known.
 """
 
@@ -59,7 +59,7 @@ def _case(
             results.add(row)
     except ModuleNotFoundError as error:
         print(f"skipped: {error}")
-        return True
+        return bool(results.content["rows"])
     except Exception as error:  # the next case is timed all the same
         message = f"{type(error).__name__}: {error}"
         print(f"{name} FAILED, the rows before it are kept: {message}")

@@ -8,17 +8,18 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import models
 from engine.cost.rates import CHIPS, product_tflops
 from engine.machine.devices import cpu_threads
-from engine.recipe.schema import ModelRecipe
+
+if TYPE_CHECKING:
+    from engine.recipe.schema import ModelRecipe
 
 MEASURED, MEASURED_S = 4e9, 0.5  # operations per timed pass, and seconds of all passes
 Pass = Callable[[torch.Tensor], torch.Tensor]  # of a network or its backbone, of images
@@ -27,6 +28,8 @@ SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other variants or parts of a chip
 
 def count_network(recipe: ModelRecipe) -> tuple[int, int, float, float, float]:
     """Returns the values of a `Network` without its head, for models that no table has."""
+    from engine import models  # here: bench/headline.py imports this module with torch alone
+
     size = recipe.image_size
     with torch.device("meta"):
         net = models.create(recipe, 2).eval()

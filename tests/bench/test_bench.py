@@ -94,6 +94,8 @@ def test_peers_and_cases_without_their_packages_are_named(tmp_path, capsys, monk
     monkeypatch.setattr(contest, "cases", lambda name: contests)
     assert run(tmp_path, "grid") == 0
     printed = capsys.readouterr().out
+    monkeypatch.setattr(contest, "cases", lambda name: importlib.import_module("no_such_package"))
+    assert run(tmp_path, "grid") == 1, "nothing was measured"
     assert "peer skipped: other (No module named 'no_such_package')" in printed
     assert "skipped: a campaign's jobs need snakemake" in printed
 

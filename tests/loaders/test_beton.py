@@ -41,13 +41,13 @@ def write(
     mode: int = RAW,
     spare: int = 0,
     *,
-    first: int = -1,
+    labels: Sequence[int] = range(-1, 1000),
     side: int = 0,
 ) -> Path:
-    """first: the label of the first sample. side: that samples say they have, if not their own."""
+    """labels: of the samples. side: that samples say they have, if not their own."""
     shape = (side, side) if side else images.shape[1:3]
     writer = BetonWriter(path.open("w+b"), len(images) + spare, mode, *shape)
-    for label, pixels in enumerate(images, start=first):
+    for label, pixels in zip(labels, images, strict=False):
         writer.add(blob_of(pixels, mode), label)
     writer.finish(b"tag")
     writer.close()
@@ -182,22 +182,22 @@ def adopted(file: Path, classes: Sequence[str] = "abc", size: int = 8) -> Pack:
 
 @pytest.mark.parametrize("mode", [RAW, JPEG])
 def test_a_pack_has_the_samples_of_a_file_as_they_are(tmp_path, mode):
-    images = noise(3, 8, 8)
-    file = write(tmp_path / "a.beton", images, mode, first=0)
+    images, labels = noise(5, 8, 8), [0, 1, 2, 0, 1]
+    file = write(tmp_path / "a.beton", images, mode, labels=labels)
     before = file.read_bytes()
     pack = adopted(file)
-    assert list(pack.shard.blobs(range(3))) == [blob_of(pixels, mode) for pixels in images]
-    assert pack.labels.tolist() == [0, 1, 2] and pack.classes == ("a", "b", "c")
-    assert len(set(pack.keys)) == 3 and pack.manifest["extra"] == {"adopted": "a.beton"}
+    assert list(pack.shard.blobs(range(5))) == [blob_of(pixels, mode) for pixels in images]
+    assert pack.labels.tolist() == labels and pack.classes == ("a", "b", "c")
+    assert len(set(pack.keys)) == 5 and pack.manifest["extra"] == {"adopted": "a.beton"}
     if mode == RAW:
-        assert np.array_equal(pack.pixels(range(3)), images)
+        assert np.array_equal(pack.pixels(range(5)), images)
     assert adopted(file).fingerprint == pack.fingerprint, "the second call finds it"
     assert file.read_bytes() == before
 
 
 def test_a_file_that_does_not_fit_is_named_before_anything_is_written(tmp_path):
     images = noise(3, 8, 8)
-    file = write(tmp_path / "a.beton", images, JPEG, first=0)
+    file = write(tmp_path / "a.beton", images, JPEG, labels=range(3))
     for classes, message in (
         ("ab", "sample 2 has label 2, but --classes names 2"),
         ("aba", "--classes has empty or repeated names: 'a'"),
@@ -209,7 +209,7 @@ def test_a_file_that_does_not_fit_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=message):
         adopted(file, size=9)
     # FFCV's decoder would leave a part of the pixels as they were.
-    odd = write(tmp_path / "odd.beton", images, JPEG, first=0, side=16)
+    odd = write(tmp_path / "odd.beton", images, JPEG, labels=range(3), side=16)
     with pytest.raises(ValueError, match=r"odd/00000000 is a JPEG of \(8, 8\), not \(16, 16\)"):
         adopted(odd, size=16)
     assert not (tmp_path / "pack").exists()

@@ -16,7 +16,7 @@ from helpers.interruptions import EVERY_STEP, interrupted, resumed
 
 ADAMW = ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3", "train.clip=0.1"]
 EWC = ["method=ewc", "method.fisher_images=5", "method.fisher_scale=mean"]
-WITHOUT_ZERO = [*EWC, "train.accumulation=3", *ADAMW]
+WITHOUT_ZERO = [*EWC[:2], "train.accumulation=3", *ADAMW[:3]]  # an unscaled Fisher, no clipping
 CELLS = [
     ["method=spd", "train.clip=0.1"],  # SGD; its hooks read gradients and change weights
     [*EWC, "method.lam=2", *ADAMW],

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from helpers.children import DEVICE
-from helpers.launches import counted
 from helpers.twins import assert_near
 from kernels.transport import bures
 from kernels.transport.bures import ERROR, bures_squared, class_gaussians, nuclear_norms
@@ -183,6 +182,8 @@ def test_tables_of_classes_by_products_wait_for_nothing(monkeypatch):
     expected = bures_squared(gaussians)
     products = lambda a, b: nuclear_norms(torch.einsum("ird,jsd->ijrs", a, b))  # noqa: E731
     monkeypatch.setattr(bures, "_block_norms", products)
+    from helpers.launches import counted  # here, since it needs private parts of torch
+
     with counted() as counts:
         actual = bures_squared(gaussians)
     assert not counts.waits, counts.waits

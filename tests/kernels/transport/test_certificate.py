@@ -13,7 +13,6 @@ from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import transport
 from kernels.transport.store import store
 
-optimize = pytest.importorskip("scipy.optimize")
 NAMES = ("f", "hard_f", "lost", "columns", "hard_g")
 
 
@@ -70,6 +69,7 @@ def test_bounds_hold_where_rounding_is_multiplied_by_a_huge_eps(compiled, monkey
 
 @pytest.mark.parametrize("d", [5, 200])
 def test_slack_covers_what_a_copy_is_off_for_any_plan(d):
+    optimize = pytest.importorskip("scipy.optimize")
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 60, d, generator=generator) + 3
     labels, table = torch.arange(60) % 3, 10 * torch.rand(3, 3, generator=generator)

@@ -14,7 +14,7 @@ from engine.campaigns.plan_folder import PlanFolder
 from engine.data import thumbnails
 from engine.data.sets import LabelledSet
 from engine.measures import predictions
-from engine.report import finish, results_file, terminal
+from engine.report import finish, results_file, sections, terminal
 from engine.report.merged import merged
 from engine.report.results import of_campaign
 from engine.report.sections import images
@@ -73,7 +73,8 @@ def results(tmp_path):
 def test_groups_are_in_the_table_the_files_the_page_and_results_json(results):
     table = finish.tables(results)["groups.csv"]
     assert set(table["evaluated_on"]) == {"b"}
-    worst, every = (table.data for table in images.groups(results).tables)
+    (section,) = [each for each in sections.of(results) if each.key == "groups"]
+    worst, every = (table.data for table in section.tables)
     assert len(worst) == 3 and len(every) == 9, "the pretrained model and two methods"
     best = every.loc[every.groupby("method", sort=False)["value_pct"].idxmin()]
     assert worst["value_pct"].tolist() == best["value_pct"].tolist()
