@@ -90,7 +90,7 @@ def make_column(
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
     during = [entry.mix for entry in entries if STEP in entry.setting]
-    compared = [*with_features, *during]
+    compared = [*with_features, *(mix for mix in during if not isinstance(mix, Ensemble))]
     run, held = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one

@@ -1,4 +1,7 @@
-"""The commands of `rib`: `arguments` declares them, and the other modules run them."""
+"""The commands of `rib`: `arguments` declares them, and the other modules run them.
+
+What imports torch or pandas is imported when a command runs, so `rib --help` is fast.
+"""
 
 from __future__ import annotations
 

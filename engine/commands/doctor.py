@@ -105,6 +105,7 @@ def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:
         Check("GPU", "speed: hours instead of days", partial(gpu, facts)),
         Check("Triton", "kernels on a GPU", triton),
         Check("compiler", "Triton, torch.compile", partial(compiler, facts)),
+        # In GB; `rib plan emoji` says 1.05.
         Check("runs", "packs and results; rib plan predicts their size", partial(place, runs, 2)),
         Check("cache", "downloaded datasets", cache),
         Check("hub cache", "downloaded weights", hub),

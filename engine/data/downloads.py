@@ -59,17 +59,18 @@ class Target:
         return next((path.stat().st_size for path in paths if path.is_file()), 0)
 
 
-def accepted(folder: Path) -> dict[str, str]:
-    """The terms that the user accepted for a folder, as they were then, by dataset.
+@dataclass(frozen=True)
+class _Record:
+    accepted: dict[str, str]  # terms by dataset, as they were when the user accepted them
 
-    Raises DamagedFile.
-    """
-    remedy = "remove it, and accept the terms again"
+
+def accepted(folder: Path) -> dict[str, str]:
+    """The terms that the user accepted for a folder, by dataset. Raises DamagedFile."""
     try:
-        record = typed_json.read(folder / RECORD, dict[str, dict[str, str]], remedy)
+        record = typed_json.read(folder / RECORD, _Record, "remove it, and accept the terms again")
     except FileNotFoundError:
         return {}
-    return record.get("accepted", {})
+    return record.accepted
 
 
 def accept(folder: Path, terms: Mapping[str, str]) -> None:

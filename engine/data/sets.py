@@ -280,7 +280,8 @@ class Sets:
         return self._sources[name]
 
     def _opened(self, name: str, pack: Pack) -> Source:
-        of_sets = (kind_of(self.recipe.dataset, each) for each in trained_sets(name))
+        names = [name] if name in self.packs else trained_sets(name)
+        of_sets = (kind_of(self.recipe.dataset, each) for each in names)
         is_streamed = any(kind.is_streamed() for kind in of_sets)
         return open_source(
             pack,

@@ -1,5 +1,8 @@
 """Ranks: one or more processes, started by deepspeed, torchrun, srun or plain python.
 
+`start` creates the process group that the rest of the engine uses, and sets environment variables
+that a launcher did not set.
+
 torchrun and deepspeed set RANK, WORLD_SIZE and an address; srun sets SLURM_*. Ranks on one host
 meet in a file that other users cannot access, since others could take or join a port; they then
 communicate on the loopback interface, which other hosts cannot reach. Slurm gives ranks on several

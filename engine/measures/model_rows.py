@@ -82,8 +82,10 @@ def of_model(path: Path, name: str) -> dict[str, float]:
     """Accuracy in percent by dataset that timm publishes for its weights `name`, or {}. path: as in
     `published`."""
     table = pandas.read_csv(path, comment="#", index_col="model")
-    known = table.reindex([name]).iloc[0].dropna()
-    return dict(zip(map(str, known.index), known.tolist(), strict=True))
+    if name not in table.index:
+        return {}
+    row = zip(table.columns, table.loc[name].to_numpy(float), strict=True)
+    return {str(on): float(accuracy) for on, accuracy in row if accuracy == accuracy}
 
 
 def saw_in1k_alone(name: str) -> bool:

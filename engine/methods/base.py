@@ -81,9 +81,9 @@ class Trained(nn.Module):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Per-sample losses [b]: by default, the cross-entropy over the dataset's classes."""
-        return self.losses(self.logits(batch), self.targets(batch))
+        return self._losses(self.logits(batch), self.targets(batch))
 
-    def losses(
+    def _losses(
         self,
         logits_BC: torch.Tensor,
         targets_B: torch.Tensor,

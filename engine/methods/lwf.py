@@ -36,7 +36,7 @@ class Method(Trained):
         self.teacher = context.logits(context.base, context.target)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        return self.losses(
+        return self._losses(
             self.logits(batch),
             self.targets(batch),
             self.grouped(self.teacher(batch)),

@@ -51,45 +51,61 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
     Column sums are sum_i p_ij / s_i; the caller multiplies them by a. Sums that overflow are
     infinite or NaN.
     """
-    return _sweep(q, f, g, kappa) if q.is_cuda else _on_cpu(q, f, g, kappa, with_columns=True)
+    if q.is_cuda:
+        return _sweep(q, f, g, kappa)
+    return (_on_threads if _compiled(q) else _on_strips)(q, f, g, kappa)
 
 
 def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
     """Returns logarithms of row sums, float32 [n]; arguments as in `sinkhorn_sweep`."""
     if q.is_cuda:
         return _row_sums(q, f, g, kappa)[0]
-    return _on_cpu(q, f, g, kappa, with_columns=False)[0]
+    return _rows_on_threads(q, f, g, kappa) if _compiled(q) else _on_strips(q, f, g, kappa)[0]
 
 
-def _on_cpu(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, with_columns: bool) -> list[Tensor]:
-    """By compiled loops, or for few costs, in float64 if f is, by operators on strips of 32 rows,
-    which stay in cache. Exponents are clamped at -87 because subnormal numbers are slow.
-    """
+def _compiled(q: Tensor) -> bool:
+    return HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM
+
+
+def _on_strips(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
+    """In float64 if f is. Strips of 32 rows stay in cache. Exponents are clamped at -87 because
+    subnormal numbers are slow."""
     log_s, columns = torch.empty_like(f), torch.zeros_like(g, dtype=torch.float64)
-    if not HAS_NUMBA or q.device.type != "cpu" or q.numel() < _COMPILE_FROM:
-        for start in range(0, len(q), 32):
-            rows = slice(start, start + 32)
-            p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
-            s = p.sum(1)
-            log_s[rows] = s.log()
-            if with_columns:
-                columns += p.T @ s.reciprocal()
-        return [log_s, columns]
+    for start in range(0, len(q), 32):
+        rows = slice(start, start + 32)
+        p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
+        s = p.sum(1)
+        log_s[rows] = s.log()
+        columns += p.T @ s.reciprocal()
+    return [log_s, columns]
+
+
+def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     from kernels.transport import loops
 
-    parts = range(-(-len(q) // PART))
-    added = torch.zeros(len(parts), len(g)) if with_columns else columns
+    log_s, columns = torch.empty_like(f), torch.zeros(-(-len(q) // PART), len(g))
 
     def work(part: int) -> None:
         rows = slice(part * PART, (part + 1) * PART)
-        tensors = [q[rows], f[rows], g, kappa[rows], log_s[rows]]
-        if with_columns:
-            tensors += [added[part], torch.empty_like(g)]
-        loop = loops.sweep if with_columns else loops.row_sums
-        loop(*(tensor.numpy() for tensor in tensors))
+        tensors = q[rows], f[rows], g, kappa[rows], log_s[rows], columns[part], torch.empty_like(g)
+        loops.sweep(*(tensor.numpy() for tensor in tensors))
 
-    spread(work, [(part,) for part in parts], torch.get_num_threads())
-    return [log_s, added.sum(0, dtype=torch.float64) if with_columns else columns]
+    spread(work, [(part,) for part in range(len(columns))], torch.get_num_threads())
+    return [log_s, columns.sum(0, dtype=torch.float64)]
+
+
+def _rows_on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
+    from kernels.transport import loops
+
+    log_s = torch.empty_like(f)
+
+    def work(start: int) -> None:
+        rows = slice(start, start + PART)
+        tensors = q[rows], f[rows], g, kappa[rows], log_s[rows]
+        loops.row_sums(*(tensor.numpy() for tensor in tensors))
+
+    spread(work, [(start,) for start in range(0, len(q), PART)], torch.get_num_threads())
+    return log_s
 
 
 @jit
@@ -177,7 +193,9 @@ def _row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     log_s, shares = torch.empty_like(f), torch.empty_like(f)
     grid = (-(-len(q) // _ROWS),)
     launch.start(
-        *(_rows_kernel, grid, q, f, g, kappa, log_s, shares, q.stride(0), *q.shape),
+        _rows_kernel,
+        grid,
+        *(q, f, g, kappa, log_s, shares, q.stride(0), *q.shape),
         ROWS=_ROWS,
         ROW_BLOCK=_ROW_BLOCK,
         num_warps=_WARPS,
@@ -193,7 +211,9 @@ def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     columns = g.new_empty(-(-n // PART), pitch)
     grid = (-(-m // _COLUMNS), len(columns))
     launch.start(
-        *(_columns_kernel, grid, q, shares, g, kappa, columns, pitch, n, m),
+        _columns_kernel,
+        grid,
+        *(q, shares, g, kappa, columns, pitch, n, m),
         PART=PART,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,

@@ -219,7 +219,9 @@ def wnids_of_kit(archive: Path) -> list[str]:
         with tarfile.open(archive, "r:gz") as kit:
             for member in kit:
                 name = member.name.rpartition("/")[2]
-                if name in _KIT and (content := kit.extractfile(member)):
+                if name in _KIT and member.isfile():  # extractfile would follow a link
+                    content = kit.extractfile(member)
+                    assert content is not None, member.name
                     members[name] = content.read()
         meta, numbers = (members[name] for name in _KIT)
         table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]

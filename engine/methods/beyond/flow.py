@@ -45,7 +45,7 @@ class Method(Trained):
             rows = on_device(part, context.device)
             with torch.no_grad():
                 logits_RC = self.grouped(head(on_device(features_ND[part], context.device)))
-            losses_N[rows] = self.losses(logits_RC, self.targets_N[rows])
+            losses_N[rows] = self._losses(logits_RC, self.targets_N[rows])
         # NumPy's median, since torch's is the lower of the two middle losses.
         tau = max(np.median(losses_N.cpu()[index]), torch.finfo(torch.float32).tiny)
         self.weights_N = (-losses_N / tau).exp()

@@ -59,7 +59,7 @@ class Method(Trained):
             before(x)
         pairs = zip(self.seen, self.seen_before, strict=True)
         distances_BL = torch.stack([distance(now, then) for now, then in pairs], dim=1)
-        losses_B = self.losses(self.grouped(logits_BC), self.targets(batch))
+        losses_B = self._losses(self.grouped(logits_BC), self.targets(batch))
         return losses_B + self.recipe.weight * distances_BL.mean(1)
 
 

@@ -99,7 +99,7 @@ class Method(Trained):
             texts_KE = self.text.encode_text(tokens, normalize=True).float()
             texts_KE = self.scale * texts_KE
         change_BK = models.logits(images_BE - self.before(batch), texts_KE, None)
-        losses_B = self.losses(logits_BC, self.targets(batch))
+        losses_B = self._losses(logits_BC, self.targets(batch))
         return losses_B + self.recipe.weight * change_BK.square().mean(dim=1) / 2
 
     def export(self) -> Export:

@@ -44,7 +44,7 @@ class Method(Trained):
             (teacher,) = self.teacher.copies
             target_BC = self.grouped(teacher(x))
         logits_BC, weight = self.grouped(self.net(x)), self.recipe.weight
-        return self.losses(
+        return self._losses(
             logits_BC, self.targets(batch), target_BC, temperature=1.0, weight=weight
         )
 

@@ -86,7 +86,7 @@ class Method(Trained):
         """Losses [b] over the dataset's classes."""
         smoothing = self.recipe.label_smoothing
         if not smoothing:
-            return self.losses(logits_BC, targets_B)
+            return self._losses(logits_BC, targets_B)
         logits_BK = logits_BC[:, self.outputs_K]
         places_B = torch.searchsorted(self.outputs_K, targets_B)
         return F.cross_entropy(logits_BK, places_B, reduction="none", label_smoothing=smoothing)
