@@ -180,8 +180,8 @@ def compare(*names: str | Path, settings: Sequence[Settings] = ()) -> pandas.Dat
     quantity with its unit, a_mean, b_mean, difference (b - a) with its 95% interval (low, high), p,
     p_corrected (Holm, over pairs or over pairs and sets), least (the smallest difference that is
     found with a power of 80%), images, only_a and only_b (images left out), sources (their
-    effective number), seeds and test. Raises ValueError for tables that cannot be compared and
-    CampaignError as `results`.
+    effective number), seeds, test and notes (what tables leave unknown). Raises ValueError for
+    tables that cannot be compared and CampaignError as `results`.
     """
     from engine.commands import compare as command
     from engine.recipe.overrides import parsed

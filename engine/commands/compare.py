@@ -103,6 +103,7 @@ def _notes(table: pandas.DataFrame) -> Iterator[str]:
         yield "One training seed: another training may differ by more."
     if table["sources"].min() < FEW:
         yield f"Fewer than {FEW} source images: intervals are approximate."
+    yield from overall["notes"].unique()
     for row in overall.to_dict("records"):
         if left := row["only_a"] + row["only_b"]:
             yield (
@@ -114,8 +115,12 @@ def _notes(table: pandas.DataFrame) -> Iterator[str]:
 def verdict(row: Mapping[Any, Any]) -> str:
     """One sentence on a comparison."""
     from engine.measures.comparisons import SIGNIFICANT
+    from engine.measures.seeds import ROUNDING
 
-    a, b, span = row["a"], row["b"], f"95% interval {row['low']:+.2f} to {row['high']:+.2f}"
+    a, b = row["a"], row["b"]
+    if row["least"] < ROUNDING:
+        return f"{a} and {b} have equal scores on all {row['images']:,} images."
+    span = f"95% interval {row['low']:+.2f} to {row['high']:+.2f}"
     if row["p_corrected"] < SIGNIFICANT:
         better = "better" if row["difference"] > 0 else "worse"
         return f"{b} is {better} than {a} by {abs(row['difference']):.2f} ({span})."

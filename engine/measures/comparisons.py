@@ -23,6 +23,7 @@ MOST = 100  # seeds
 COMPARED = [  # columns of `compare_pairs`
     *("a", "b", "set", "quantity", "a_mean", "b_mean", "difference", "low", "high"),
     *("p", "p_corrected", "least", "images", "only_a", "only_b", "sources", "seeds", "test"),
+    "notes",
 ]
 
 
@@ -87,6 +88,7 @@ def compare_pairs(
         sources=table["set"].map(of_set["sources"]),
         seeds=len(grid.seeds),
         test=is_t if len(grid.seeds) > 1 or grid.again is not None else "normal test",
+        notes="",
     )[COMPARED]
 
 

@@ -12,7 +12,7 @@ campaign, cover too little with a pair of rows and few seeds (bench/README.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +95,7 @@ def compare_scores(tables: Sequence[ScoreTable]) -> pandas.DataFrame:
     """Compare each further table with the first, on the images that both have.
 
     Columns: `comparisons.COMPARED`. Raises ValueError if two tables share no image of a dataset,
-    differ in the source of an image, or one has `correct` and the other `score`.
+    differ in the source or the label of an image, or one has `correct` and the other `score`.
     """
     pairs = [_pair(tables[0], other, len(tables) - 1) for other in tables[1:]]
     table = pandas.concat(pairs, ignore_index=True)
@@ -111,7 +111,8 @@ def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
     wide = [of.rows.pivot(index=["set", "image"], columns="seed", values="score") for of in (a, b)]
     shared = wide[0].dropna().index.intersection(wide[1].dropna().index)
     if shared.empty:
-        raise ValueError(f"{a.name} and {b.name} share no image of a dataset with all their seeds")
+        raise ValueError(_without_shared(a, b, wide))
+    _check_labels(a, b, shared)
     names = shared.get_level_values("set")
     codes = pandas.factorize(_sources(a, b, shared))[0]
     first, second = (scores.loc[shared].to_numpy().T for scores in wide)
@@ -150,19 +151,64 @@ def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
                 "sources": found.sources,
                 "seeds": min(len(first), len(second)),
                 "test": MCNEMAR if is_mcnemar else T_TEST,
+                "notes": " ".join(_notes(a, b)),
             }
         )
     return pandas.DataFrame(rows)
 
 
+def _without_shared(a: ScoreTable, b: ScoreTable, wide: Sequence[pandas.DataFrame]) -> str:
+    """Why two tables cannot be paired, with the first image of each."""
+    (set_a, image_a), (set_b, image_b) = (scores.index[0] for scores in wide)
+    of_sets = [f" of dataset {name!r}" if name else "" for name in (set_a, set_b)]
+    seeds = " in every seed" if max(scores.shape[1] for scores in wide) > 1 else ""
+    return (
+        f"{a.name} and {b.name} share no image{seeds}: the first image is {image_a!r}{of_sets[0]} "
+        f"and {image_b!r}{of_sets[1]}; name images and datasets alike in both"
+    )
+
+
+def _check_labels(a: ScoreTable, b: ScoreTable, shared: pandas.Index) -> None:
+    """Raise ValueError for the first image whose true class differs between two tables."""
+    if not (a.has_labels and b.has_labels):
+        return
+    first, second = (_by_image(table, "label", shared) for table in (a, b))
+    if (differs := np.flatnonzero(first != second)).size:
+        name, image = shared[k := differs[0]]
+        raise ValueError(
+            f"{a.name} and {b.name} number classes differently: image {image!r}"
+            f"{f' of dataset {name!r}' if name else ''} has the label {first[k]} in one and "
+            f"{second[k]} in the other ({len(differs):,} of {len(shared):,} images differ); number "
+            "the classes of both alike, or give correct in place of label and prediction"
+        )
+
+
 def _sources(a: ScoreTable, b: ScoreTable, shared: pandas.Index) -> np.ndarray:
     """The source of each shared image, from a table that names sources."""
-    named = [of for of in (a, b) if of.has_sources] or [a]
-    found = []
-    for table in named:
-        images = table.rows.groupby(["set", "image"])["source"]
-        sources = images.first().loc[shared].to_numpy()
-        if (images.nunique().loc[shared] > 1).any() or (found and (sources != found[0]).any()):
-            raise ValueError(f"{a.name} and {b.name}: an image has two sources")
-        found.append(sources)
-    return found[0]
+    named = [table for table in (a, b) if table.has_sources] or [a]
+    first, *others = [_by_image(table, "source", shared) for table in named]
+    if any((first != other).any() for other in others):
+        raise ValueError(f"{a.name} and {b.name}: an image has two sources")
+    return first
+
+
+def _by_image(table: ScoreTable, column: str, shared: pandas.Index) -> np.ndarray:
+    """The value of each shared image. Raises ValueError if rows of an image differ."""
+    values = table.rows.groupby(["set", "image"])[column]
+    if (differs := values.nunique().loc[shared] > 1).any():
+        raise ValueError(
+            f"{table.name}: image {shared[differs][0][1]!r} has two values of {column}"
+        )
+    return values.first().loc[shared].to_numpy()
+
+
+def _notes(a: ScoreTable, b: ScoreTable) -> Iterator[str]:
+    """What two tables leave unknown."""
+    if not (a.has_sources or b.has_sources):
+        yield (
+            "No table has a column source, so images count as independent: if several show one "
+            "photo, intervals are too narrow and differences are claimed too often."
+        )
+    if a.is_correct and not (a.has_labels and b.has_labels):
+        lacking = [table.name for table in (a, b) if not table.has_labels]
+        yield f"Without labels of {' and '.join(lacking)}, equal true classes are not checked."

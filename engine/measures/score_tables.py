@@ -21,24 +21,24 @@ from loaders.files.root import READABLE
 
 TEXTS = ("image", "set", "source")
 SCORES = ("correct", "score")
-CLASSES = ("label", "prediction")
-COLUMNS = (*TEXTS, "seed", *SCORES, *CLASSES)
+COLUMNS = (*TEXTS, "seed", *SCORES, "label", "prediction")
 MOST, MOST_ROWS = 2 << 30, 50_000_000  # uncompressed bytes and rows of a Parquet file
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
     """A model's scores. name: the path. is_correct: whether scores are 0 and 100, for wrong and
-    correct answers. has_sources: whether the file names sources.
+    correct answers. has_sources, has_labels: whether the file has the columns source and label.
 
-    rows: set, image and source (str; the source is the image if the file names none), seed (int)
-    and score (float), one row per set, image and seed.
+    rows: set, image, source and label (str; without sources, the source is the image; without
+    labels, the label is empty), seed (int) and score (float), one row per set, image and seed.
     """
 
     name: str
     rows: pandas.DataFrame
     is_correct: bool
     has_sources: bool
+    has_labels: bool
 
 
 def read_scores(path: Path) -> ScoreTable:
@@ -46,9 +46,10 @@ def read_scores(path: Path) -> ScoreTable:
 
     Columns: image; one of correct (0 or 1, read as percent), score (any number), or label and
     prediction (correct if they are equal); optionally set (default: the file's name in a folder),
-    source (the photo) and seed. Other columns are ignored. Raises ValueError that names the file
-    and the row, counted from 1, for a missing column, an unreadable or too large file, a value that
-    is missing or not a number, and an image that occurs twice in a set and seed.
+    source (the photo), seed and, beside correct or score, label (the true class). Other columns
+    are ignored. Raises ValueError that names the file and the row, counted from 1, for a missing
+    column, an unreadable or too large file, a value that is missing or not a number, and an image
+    that occurs twice in a set and seed.
     """
     if not path.is_dir():
         return _read(path, "")
@@ -56,12 +57,14 @@ def read_scores(path: Path) -> ScoreTable:
     if not files:
         raise ValueError(f"{path} contains no file that ends in {', '.join(_READERS)}")
     tables = [_read(file, file.stem) for file in files]
-    kinds = {(table.is_correct, table.has_sources) for table in tables}
+    kinds = {(table.is_correct, table.has_sources, table.has_labels) for table in tables}
     if len(kinds) > 1:
-        raise ValueError(f"{path}: all files need the same columns of correct, score and source")
+        raise ValueError(
+            f"{path}: all files need the same columns of correct, score, label and source"
+        )
     rows = pandas.concat([table.rows for table in tables], ignore_index=True)
     _refuse(rows.duplicated(["set", "image", "seed"]), rows, "image", str(path), "repeats")
-    return ScoreTable(str(path), rows, tables[0].is_correct, tables[0].has_sources)
+    return ScoreTable(str(path), rows, *kinds.pop())
 
 
 def _read(path: Path, default_set: str) -> ScoreTable:
@@ -72,17 +75,20 @@ def _read(path: Path, default_set: str) -> ScoreTable:
         raise ValueError(f"{path} is not a file")
     if path.stat().st_size > READABLE:
         raise ValueError(f"{path} has more than {READABLE:,} bytes")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
     try:
         table = reader(path)
         columns = {name: table[name] for name in COLUMNS if name in table.column_names}
         columns |= {name: of.cast(pa.string()) for name, of in columns.items() if name in TEXTS}
-        classes = [columns.pop(name) for name in CLASSES if name in columns]
-        if len(classes) == 2 and not {*SCORES} & {*columns}:
-            for name, of in zip(CLASSES, classes, strict=True):
-                missing = pc.call_function("is_null", [of], pc.NullOptions(nan_is_null=True))
-                given = pandas.DataFrame({name: of.to_pandas()})
-                _refuse(missing.to_pandas(), given, name, str(path), "is missing")
-            columns["correct"] = pc.call_function("equal", classes)
+        prediction = columns.pop("prediction", None)
+        if "label" in columns:
+            label = columns["label"]
+            _refuse_missing("label", label, path)
+            if prediction is not None and not {*SCORES} & {*columns}:
+                _refuse_missing("prediction", prediction, path)
+                columns["correct"] = pc.call_function("equal", [label, prediction])
+            columns["label"] = label.cast(pa.string())
         rows = pa.table(columns).to_pandas()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path} is not readable ({' '.join(str(error).split())})") from error
@@ -92,6 +98,8 @@ def _read(path: Path, default_set: str) -> ScoreTable:
     if rows.empty:
         raise ValueError(f"{path} contains no rows")
     for name in rows:
+        if name == "label":
+            continue
         if name in TEXTS:
             _refuse(rows[name].isna(), rows, name, str(path), "is missing")
             continue
@@ -103,19 +111,25 @@ def _read(path: Path, default_set: str) -> ScoreTable:
             whole = (values == values.round()) & (values.abs() < 2**53)
             _refuse(~whole, rows, name, str(path), "is not a whole number")
         rows[name] = values
-    has_sources, is_correct = "source" in rows, kinds == ["correct"]
+    is_correct, given = kinds == ["correct"], [name in rows for name in ("source", "label")]
     rows["score"] = rows[kinds[0]] * (100 if is_correct else 1)
-    defaults = {"set": default_set, "source": rows["image"], "seed": 0}
+    defaults = {"set": default_set, "source": rows["image"], "label": "", "seed": 0}
     rows = rows.assign(**{name: of for name, of in defaults.items() if name not in rows})
     _refuse(rows.duplicated(["set", "image", "seed"]), rows, "image", str(path), "repeats")
-    rows = rows[[*TEXTS, "seed", "score"]].astype({"seed": int})
-    return ScoreTable(str(path), rows, is_correct, has_sources)
+    rows = rows[[*TEXTS, "label", "seed", "score"]].astype({"seed": int})
+    return ScoreTable(str(path), rows, is_correct, *given)
 
 
 def _refuse(bad: pandas.Series, rows: pandas.DataFrame, name: str, file: str, fault: str) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise ValueError(f"{file}, row {row + 1}: {name} {rows[name].iloc[row]!s:.80} {fault}")
+
+
+def _refuse_missing(name: str, values: pa.ChunkedArray, path: Path) -> None:
+    missing = pc.call_function("is_null", [values], pc.NullOptions(nan_is_null=True))
+    given = pandas.DataFrame({name: values.to_pandas()})
+    _refuse(missing.to_pandas(), given, name, str(path), "is missing")
 
 
 def _of_csv(path: Path) -> pa.Table:

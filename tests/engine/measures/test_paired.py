@@ -129,7 +129,7 @@ def test_images_of_one_table_are_left_out_and_p_is_corrected_over_pairs_and_data
         ("image,label,prediction\np,1,\nq,2,2\n", "row 1: prediction nan is missing"),
         ("image,correct,score\np,1,1\n", "correct, score or label"),
         ("image,correct\n", "contains no rows"),
-        ("", "is not readable"),
+        ("", "is empty"),
         ("image,correct\np,1\nq,2\n", "row 2: correct 2 is not 0 or 1"),
         ("image,correct\np,1\nq,yes\n", "row 2: correct yes is not a number"),
         ("image,score\np,inf\n", "row 1: score inf is not a number"),
@@ -152,7 +152,7 @@ def test_tables_that_cannot_be_paired_are_refused(tmp_path):
     scores = rows.rename(columns={"correct": "score"})
     one, two = (rows.assign(source=rows["image"].str[k]) for k in (0, 1))
     for *pair, message in (
-        (rows, other, "share no image"),
+        (rows, other, "share no image: the first image is '00' of dataset 'x' and '00.png'"),
         (rows, scores, "the other score"),
         (one, two, "an image has two sources"),
         (one.assign(source="s"), rows, "a single source"),
@@ -160,3 +160,49 @@ def test_tables_that_cannot_be_paired_are_refused(tmp_path):
         tables = [read_scores(written(tmp_path, str(k), of)) for k, of in enumerate(pair)]
         with pytest.raises(ValueError, match=message):
             paired.compare_scores(tables)
+
+
+def classes(seed: int, *, shift: int = 0) -> pandas.DataFrame:
+    rng = RNG(seed)
+    label = np.arange(60) % 7
+    return pandas.DataFrame(
+        {
+            "image": [f"{k:02}" for k in range(60)],
+            "label": (label + shift) % 7,
+            "prediction": (np.where(rng.random(60) < 0.7, label, 6) + shift) % 7,
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_tables_that_number_classes_differently_are_refused(tmp_path, kind):
+    a, b = classes(0), classes(1)
+    later = b.assign(label=b["label"].where(b["image"] != "31", 5))
+    with_correct = later.assign(correct=1).drop(columns="prediction")
+    as_floats = b.astype({"label": float, "prediction": float})
+    for k, (other, message) in enumerate(
+        (
+            (classes(1, shift=1), "image '00' has the label 0 in one and 1 .*60 of 60 images"),
+            (later, "image '31' has the label 3 in one and 5 in the other .1 of 60"),
+            (with_correct, "image '31' has the label 3 in one and 5 in the other"),
+            (as_floats, ""),
+        )
+    ):
+        paths = [written(tmp_path, f"{k}{name}", of, kind) for name, of in (("a", a), ("b", other))]
+        tables = [read_scores(path) for path in paths]
+        if message:
+            with pytest.raises(ValueError, match=f"number classes differently: {message}"):
+                paired.compare_scores(tables)
+        else:
+            notes = paired.compare_scores(tables)["notes"].iloc[0]
+            assert "No table has a column source" in notes and "labels" not in notes
+
+
+def test_what_tables_leave_unknown_is_noted(tmp_path):
+    a = classes(0).assign(source="s" + classes(0)["image"].str[0])
+    correct = (a["label"] == a["prediction"]).astype(int)
+    without = a[["image"]].assign(correct=correct)
+    files = [written(tmp_path, name, of) for name, of in (("a", a), ("b", without))]
+    (row,) = paired.compare_scores([read_scores(path) for path in files]).to_dict("records")
+    assert row["notes"].startswith(f"Without labels of {files[1]}, equal true classes are not")
+    assert row["sources"] == pytest.approx(6) and row["difference"] == 0
