@@ -39,7 +39,18 @@ IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
 COLUMNS = "columns.npy"
 MODES = {"raw": RAW, "jpeg": JPEG}
 FIELDS = ("label", "source", "key", "crc32")  # of samples.npy
+JOIN = "+"  # between the names of the head's outputs that a class joins
 _REMEDY = "delete the folder and run again"
+
+
+def photos(sources: np.ndarray, labels: np.ndarray) -> frozenset[str]:
+    """The source images of a dataset; empty if each class is a single source (an emoji's concept),
+    because sources then do not identify photos.
+
+    sources: str [N]. labels: int [N].
+    """
+    names = np.unique(sources)
+    return frozenset(names.tolist() if len(names) > len(np.unique(labels)) else ())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
+
 ROOT = Path(__file__).resolve().parent.parent
 MAY_USE = {
     "kernels": {"kernels", "torch", "triton", "numba", "numpy", "llvmlite"},
@@ -14,11 +16,13 @@ MAY_USE = {
         *("msgspec", "filelock", "psutil", "pyarrow"),
     },
 }
-FILES = [path for room in ("engine", *MAY_USE, "bench") for path in (ROOT / room).rglob("*.py")]
+ROOMS = ("engine", *MAY_USE, "bench")
+FILES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 MAY_RENAME = (
     *("loaders/files/root.py", "loaders/files/durable.py"),  # durable.whole removes what it made
     "engine/measures/tables.py",  # values of tables
 )
+CELL, MOST_LINES = "engine.cells.build", 14_700  # lower it when what a cell needs shrinks
 OF_PATHS = {"unlink": 0, "rmdir": 0, "rename": 1, "replace": 1, "symlink_to": 1, "hardlink_to": 1}
 
 
@@ -103,3 +107,20 @@ def test_only_the_root_deletes_and_renames():
         if name not in MAY_RENAME and (calls := bare_calls(path.read_text(encoding="utf-8")))
     }
     assert not found and len(FILES) > 100
+
+
+def test_what_a_cell_needs_stays_small(capsys):
+    """All modules that building a cell imports, inside functions too, and their lines."""
+    graph = grimp.build_graph(*ROOMS, cache_dir=None)
+    needed = {CELL, *graph.find_upstream_modules(CELL)}
+    lines = {name: len(_file(name).read_text(encoding="utf-8").splitlines()) for name in needed}
+    with capsys.disabled():
+        print(f"\n{CELL} needs {len(lines)} files of {sum(lines.values()):,} lines")
+    assert CELL in lines and sum(lines.values()) <= MOST_LINES
+    rooms = {name.split(".")[1] for name in needed if name.startswith("engine.")}
+    assert not rooms & {"campaigns", "report", "exchange", "commands", "extras"}
+
+
+def _file(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

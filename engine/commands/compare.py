@@ -114,7 +114,7 @@ def _notes(table: pandas.DataFrame) -> Iterator[str]:
 
 def verdict(row: Mapping[Any, Any]) -> str:
     """One sentence on a comparison."""
-    from engine.measures.comparisons import SIGNIFICANT
+    from engine.measures.bootstrap import SIGNIFICANT
     from engine.measures.seeds import ROUNDING
 
     a, b = row["a"], row["b"]

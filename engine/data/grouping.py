@@ -15,9 +15,8 @@ import torch
 
 from engine.data import imagenet
 from engine.did_you_mean import closest
-from engine.recipe.words import rows_of
-from loaders.benchmarks.objectnet import JOIN
-from loaders.pack import Pack
+from engine.machine.files import read_csv_rows
+from loaders.pack import JOIN, Pack
 
 
 def read_outputs(file: Path, head: Sequence[str]) -> dict[str, list[str]]:
@@ -28,7 +27,7 @@ def read_outputs(file: Path, head: Sequence[str]) -> dict[str, list[str]]:
     """
     outputs: dict[str, list[str]] = {}
     known = set(head)
-    for line, row in rows_of(file, "class,output", "dataset.outputs"):
+    for line, row in read_csv_rows(file, "class,output", "dataset.outputs"):
         if len(row) != 2 or row[1] not in known:
             close = closest(row[-1], head) if row else ""
             raise ValueError(

@@ -29,9 +29,9 @@ from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
 from engine.recipe.words import read_words
 from loaders.batches import Source, open_source
-from loaders.benchmarks import imagenet_c
 from loaders.files.durable import short_digest
 from loaders.pack import JoinedPack, Pack
+from loaders.sampling import balanced
 
 log = logging.getLogger(__name__)
 MASKS = ("none", "present", "benchmark")
@@ -131,7 +131,7 @@ class LabelledSet:
         if key not in self._thinned:
             labels = self.labels.numpy()[positions].tolist()
             parts = [""] * len(labels) if self.group is None else self.group[positions].tolist()
-            self._thinned[key] = positions[imagenet_c.balanced(parts, labels, images, seed)]
+            self._thinned[key] = positions[balanced(parts, labels, images, seed)]
         return self._thinned[key]
 
     def part_key(self, recipe: Recipe) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class Sets:
         return self._open[name]
 
     def photos(self, name: str) -> frozenset[str]:
-        """The photos of a dataset (`photo_disjoint.photos`)."""
+        """The photos of a dataset (`loaders.pack.photos`)."""
         if name not in self._photos:
             self._photos[name] = splits.photos_of(self[name].pack)
         return self._photos[name]
@@ -248,7 +248,7 @@ class Sets:
         """The number of images of a split that show photos which fitted the head.
 
         0 if the weights include the head, or if sources do not identify the photos
-        (`photo_disjoint.photos`).
+        (`loaders.pack.photos`).
         """
         head_set = self.recipe.head_set
         if not head_set or not self.photos(head_set):

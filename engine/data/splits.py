@@ -16,16 +16,15 @@ import hashlib
 import numpy as np
 
 from engine.did_you_mean import nearest
-from engine.measures.photo_disjoint import photos
 from engine.recipe.schema import DatasetRecipe, SplitRecipe
 from loaders.files.durable import short_digest
-from loaders.pack import Pack
+from loaders.pack import Pack, photos
 
 _STREAM = 1  # separates draws of a subset from others with the same seed
 
 
 def photos_of(pack: Pack) -> frozenset[str]:
-    """The photos of a pack (`photo_disjoint.photos`)."""
+    """The photos of a pack (`loaders.pack.photos`)."""
     return photos(pack.sources, pack.labels)
 
 

@@ -1,7 +1,9 @@
-"""Atomic writes, and the folders of a user's downloads, runtime files and compiled code."""
+"""Atomic writes, small CSV files, and the folders of downloads, runtime files and compiled code."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import stat
 import tempfile
@@ -9,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.errors import RecipeError
+from loaders.files.durable import read_small
 from loaders.files.root import Root
 
 
@@ -79,3 +83,18 @@ def room_for(file: Path) -> Iterator[None]:
             f"{file} cannot be written ({error}); finished work is safe: make room, or make its "
             "folder writable, and run the same command again"
         ) from error
+
+
+def read_csv_rows(path: Path, columns: str, key: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of the small CSV file that a key names, each after the number of its line.
+
+    Raises RecipeError, naming the file, for other columns and a file of another form.
+    """
+    try:
+        rows = csv.reader(io.StringIO(read_small(path).decode("utf-8-sig"), newline=""))
+        if next(rows, None) != columns.split(","):
+            raise RecipeError(f"{path}, line 1: write the columns there, {columns}")
+        for row in rows:
+            yield rows.line_num, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecipeError(f"{key}={path} is not a CSV file in UTF-8 ({error})") from error

@@ -21,6 +21,7 @@ from scipy import special  # `scipy.stats` takes a second to import
 
 DRAWS = 4000  # the standard error of a bound is then about a hundredth of the interval's width
 LEVEL = 0.95
+SIGNIFICANT = 0.05  # of p
 NEAR = 5.0  # percent from 0 or 100
 TOGETHER = 2048  # sources converted to floats at a time
 # Maps 16 random bits to a count, by the distribution function of a Poisson number of mean 1.

@@ -18,7 +18,6 @@ from engine.measures import seeds
 from engine.measures.metrics import Grid, Means
 from engine.measures.seeds import SeedError
 
-SIGNIFICANT = 0.05
 MOST = 100  # seeds
 COMPARED = [  # columns of `compare_pairs`
     *("a", "b", "set", "quantity", "a_mean", "b_mean", "difference", "low", "high"),

@@ -10,24 +10,12 @@ import itertools
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from engine.measures.rows import trained_sets
 
 if TYPE_CHECKING:
     import pandas
 
 COLUMNS = ["set", "related_to", "shared_pct", "family"]
-
-
-def photos(sources: np.ndarray, labels: np.ndarray) -> frozenset[str]:
-    """The source images of a dataset; empty if each class is a single source (an emoji's concept),
-    because sources then do not identify photos.
-
-    sources: str [N]. labels: int [N].
-    """
-    names = np.unique(sources)
-    return frozenset(names.tolist() if len(names) > len(np.unique(labels)) else ())
 
 
 def related_datasets(

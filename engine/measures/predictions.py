@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures.photo_disjoint import photos
+from loaders.pack import photos
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def photos_of(path: Path) -> frozenset[str]:
-    """The photos (`photo_disjoint.photos`) of an evaluation."""
+    """The photos (`loaders.pack.photos`) of an evaluation."""
     table = read(path)
     return photos(table["source"].to_numpy(), table["label"].to_numpy())
 

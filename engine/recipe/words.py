@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engine.did_you_mean import closest
 from engine.errors import RecipeError
-from loaders.files.durable import read_small
+from engine.machine.files import read_csv_rows
 
 
 def read_words(path: Path, classes: Collection[str] = ()) -> dict[str, str]:
     """The words of each class that the file names.
 
     classes: those that it may name; empty if they are unknown. Raises RecipeError, naming file and
-    line, for another class, a class given twice or without words, and as `rows_of`.
+    line, for another class, a class given twice or without words, and as `read_csv_rows`.
     """
     words: dict[str, str] = {}
-    for line, row in rows_of(path, "class,words", "dataset.words"):
+    for line, row in read_csv_rows(path, "class,words", "dataset.words"):
         if fault := _fault(row, words, classes):
             raise RecipeError(f"{path}, line {line}: {fault}")
         name, of_class = row
         words[name] = of_class.strip()
     return words
-
-
-def rows_of(path: Path, columns: str, key: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of the small CSV file that a key names, each after the number of its line.
-
-    Raises RecipeError, naming the file, for other columns and a file of another form.
-    """
-    try:
-        rows = csv.reader(io.StringIO(read_small(path).decode("utf-8-sig"), newline=""))
-        if next(rows, None) != columns.split(","):
-            raise RecipeError(f"{path}, line 1: write the columns there, {columns}")
-        for row in rows:
-            yield rows.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RecipeError(f"{key}={path} is not a CSV file in UTF-8 ({error})") from error
 
 
 def _fault(row: Sequence[str], before: Collection[str], classes: Collection[str]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.measures.comparisons import SIGNIFICANT
-from engine.measures.rows import UNION, trained_sets
+from engine.measures.bootstrap import SIGNIFICANT
+from engine.measures.rows import UNION
 from engine.measures.tables import rows
 from engine.report import tuning
 from engine.report.results import FINE_TUNE, Results
@@ -63,7 +63,7 @@ def lead(results: Results) -> str:
     trained_on = of_columns if count > 1 else results.grid.downstreams[0]
     text = (
         f"Every {what} fine-tunes the pretrained {listed(models)} on {trained_on} and is "
-        f"evaluated on {measured_on(results)}; mRI is the mean change in "
+        f"evaluated on {results.measured_on}; mRI is the mean change in "
         "accuracy, in percentage points."
     )
     for sentence in (without_related(results), leak(results)):
@@ -139,22 +139,3 @@ def leak(results: Results) -> str:
         return f"Having seen a photo in another dataset is worth {points} to {name}"
     found = "costs" if of["leak_high"] < 0 else "shows no effect on"
     return f"Having seen a photo in another dataset {found} {name}: {points}"
-
-
-def measured_on(results: Results) -> str:
-    """The datasets that RI averages over: `the 7 other datasets`, or `the 8 datasets`."""
-    sets, columns = {*results.grid.sets}, [{*trained_sets(of)} for of in results.grid.downstreams]
-    others = {len(sets - column) for column in columns}
-    if len(others) == 1 and all(column <= sets for column in columns):
-        return f"the {counted('other dataset', others.pop())}"
-    own = " except the column's" * any(column & sets for column in columns)
-    return f"the {counted('dataset', len(sets))}{own}"
-
-
-def averaged_over(results: Results) -> str:
-    """The datasets that mRI averages over: `the 8 datasets`, or `7 downstream datasets` if RI
-    also uses others."""
-    count = len(results.grid.downstreams)
-    if results.is_square:
-        return f"the {counted('dataset', count)}"
-    return counted("downstream dataset", count)

@@ -225,6 +225,25 @@ class Results:
         twice = f"other training seeds, estimated from a second one on {listed(self.replicated)}"
         return self.population.replace("this one training", twice)
 
+    @property
+    def measured_on(self) -> str:
+        """The datasets that RI averages over: `the 7 other datasets`, or `the 8 datasets`."""
+        sets, columns = {*self.grid.sets}, [{*trained_sets(of)} for of in self.grid.downstreams]
+        others = {len(sets - column) for column in columns}
+        if len(others) == 1 and all(column <= sets for column in columns):
+            return f"the {counted('other dataset', others.pop())}"
+        own = " except the column's" * any(column & sets for column in columns)
+        return f"the {counted('dataset', len(sets))}{own}"
+
+    @property
+    def averaged_over(self) -> str:
+        """The datasets that mRI averages over: `the 8 datasets`, or `7 downstream datasets` if RI
+        also uses others."""
+        count = len(self.grid.downstreams)
+        if self.is_square:
+            return f"the {counted('dataset', count)}"
+        return counted("downstream dataset", count)
+
     def of(self, model: str) -> str:
         """` of MODEL` if a report has several models, for captions."""
         return f" of {model}" if len(self.models) > 1 else ""

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import pandas
 
 from engine.measures import tables
-from engine.measures.comparisons import SIGNIFICANT
+from engine.measures.bootstrap import SIGNIFICANT
 from engine.report import console
-from engine.report.headline import averaged_over, measured_on
 from engine.report.results import Results, title
 from engine.report.sections.images import worst_groups
 from engine.report.text import ABSENT, ascii_signed, counted, p_value, rounded, set_head
@@ -45,9 +44,9 @@ def _ri(results: Results, model: str) -> str:
     is_disjoint = len(disjoint) > 0
     return console.text(
         f"{model} on {record.benchmark}, version {record.version}\n"
-        f"RI: mean change in accuracy on {measured_on(results)}, in points, after "
+        f"RI: mean change in accuracy on {results.measured_on}, in points, after "
         "fine-tuning on the dataset that heads the column; mRI: its mean over "
-        f"{averaged_over(results)}{results.one_training}"
+        f"{results.averaged_over}{results.one_training}"
         f"{'; disjoint: mRI without related datasets' * is_disjoint}.",
         ["", *map(results.head, names), "mRI", "95% CI", *["disjoint"] * is_disjoint],
         [["pretrained %", *known, "", "", *[""] * is_disjoint]],

@@ -18,10 +18,9 @@ from PIL import Image
 from loaders import trees
 from loaders.benchmarks.imagenet import in_order, source_of
 from loaders.files import typed_json
-from loaders.pack import Item
+from loaders.pack import JOIN, Item
 from loaders.trees import Listing, Place, first_names
 
-JOIN = "+"  # between the wnids of an object with several IN classes
 BORDER = 2  # pixels of red frame around the images
 MAPPINGS = ("folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json")
 _TAKEN_FOR = {

@@ -23,6 +23,7 @@ from helpers.tarballs import tarball
 from loaders.benchmarks import imagenet_c, objectnet
 from loaders.benchmarks.imagenet import LABEL_FILES, faults, wnids_of_kit
 from loaders.pack import Item
+from loaders.sampling import balanced
 from loaders.trees import Listing, open_image
 
 
@@ -156,9 +157,9 @@ def test_corruptions_with_and_without_groups_and_from_archives(tmp_path):
 def test_a_drawn_part_is_balanced_and_seeded(count, seed):
     parts = [part for part in "abcdef" for _ in range(4 * 3)]
     labels = [label for _ in "abcdef" for label in range(4) for _ in range(3)]
-    drawn = imagenet_c.balanced(parts, labels, count, seed)
+    drawn = balanced(parts, labels, count, seed)
     assert drawn == sorted({*drawn}) and len(drawn) == count
-    assert drawn == imagenet_c.balanced(parts, labels, count, seed)
+    assert drawn == balanced(parts, labels, count, seed)
     by_part, by_label = Counter(parts[i] for i in drawn), Counter(labels[i] for i in drawn)
     for several in (by_part, by_label, Counter((parts[i], labels[i]) for i in drawn)):
         assert max(several.values()) - min(several.values()) <= 1
@@ -170,7 +171,7 @@ def test_a_drawn_part_of_an_incomplete_set_has_its_size(present, seed, data):
     parts = ["abcdef"[i // 12] for i in sorted(present)]
     labels = [i % 4 for i in sorted(present)]
     count = data.draw(st.integers(1, len(present)))
-    drawn = imagenet_c.balanced(parts, labels, count, seed)
+    drawn = balanced(parts, labels, count, seed)
     assert len(drawn) == count and drawn == sorted({*drawn} & {*range(len(present))})
 
 

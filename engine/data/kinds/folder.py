@@ -104,7 +104,7 @@ class Kind(base.Kind):
         if place not in _photos:  # plans ask for each pair of datasets
             items = self.read().items
             sources, labels = [item.source for item in items], [item.label for item in items]
-            from engine.measures.photo_disjoint import photos
+            from loaders.pack import photos
 
             _photos[place] = photos(np.array(sources), np.array(labels))
         return _photos[place]

@@ -13,7 +13,6 @@ from engine.measures.rows import PRE
 from engine.measures.tables import with_ends
 from engine.recipe import catalogue
 from engine.recipe.schema import MethodRecipe
-from engine.report.headline import averaged_over, measured_on
 from engine.report.results import Results
 from engine.report.section import Picture, Section, Table
 from engine.report.text import counted, listed
@@ -72,7 +71,7 @@ def how_to_read(results: Results) -> Section | None:
     """What the numbers mean, and their limits."""
     statements = [
         f"RI of a method fine-tuned on one dataset is its mean change in accuracy on "
-        f"{measured_on(results)}; mRI is the mean of RI over {averaged_over(results)}. The "
+        f"{results.measured_on}; mRI is the mean of RI over {results.averaged_over}. The "
         f"downstream dataset and {results.record.upstream} are excluded.",
         "Intervals contain the middle 95% of bootstrap resamples of the source images. Copies of "
         "one source in several datasets are drawn together, and every model is compared with the "

@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas
 
-from engine.measures.comparisons import SIGNIFICANT, compare_pairs
+from engine.measures.bootstrap import SIGNIFICANT
+from engine.measures.comparisons import compare_pairs
 from engine.measures.rows import trained_sets
 from engine.measures.tables import extremes, groups, ordered, rows, with_ends
 from engine.report import charts, tuning
 from engine.report.columns import between
-from engine.report.headline import averaged_over, finding, measured_on
+from engine.report.headline import finding
 from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
 from engine.report.text import counted, slug
@@ -31,7 +32,7 @@ def models(results: Results) -> Section | None:
     wide = data.pivot_table("mRI_pts", "method", "model", sort=False).add_suffix("_pts")
     _, best = extremes(data, "mRI_pts")
     caption = (
-        f"mRI in points, averaged over {averaged_over(results)}{results.one_training}: one row per "
+        f"mRI in points, averaged over {results.averaged_over}{results.one_training}: one row per "
         "method, one column per pretrained model."
     )
     words = f"mRI from {between(data, 'mRI_pts', 'method', 'model')}."
@@ -161,7 +162,7 @@ def methods(results: Results) -> Section | None:
         "ranking",
         heading,
         "mRI: mean change in accuracy on datasets a model was not fine-tuned on, averaged over "
-        f"{averaged_over(results)}.{note}",
+        f"{results.averaged_over}.{note}",
         figures=charts.by_model(
             results,
             "ranking",
@@ -183,7 +184,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     return Table(
         slug("paper", *[model] * (len(results.models) > 1)),
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
-        f"on {measured_on(results)}; mRI with 95% CIs{results.of(model)}"
+        f"on {results.measured_on}; mRI with 95% CIs{results.of(model)}"
         f"{results.one_training}.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],
