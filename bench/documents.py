@@ -22,7 +22,7 @@ import engine
 from engine.campaigns.find_campaign import find_campaign
 from engine.campaigns.make_plan import make_plan
 from engine.machine.files import write_atomic
-from engine.measures.comparisons import SIGNIFICANT
+from engine.measures.bootstrap import SIGNIFICANT
 from engine.measures.tables import rows
 from engine.recipe import catalogue
 from engine.recipe.catalogue import ROOT
