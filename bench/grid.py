@@ -94,7 +94,7 @@ class Grid:
 
         start: runs a command to its end, by default as a process.
         """
-        words = ["campaign", str(self.file), "--cores", str(CORES), "method.variant=paper"]
+        words = ["campaign", str(self.file), "--cores", str(CORES), "method.variant=released"]
         (start or run)([sys.executable, str(ROOT / "engine" / "rib"), *words])
         (report,) = (self.folder / "runs").glob(f"{self.file.stem}*/report/accuracy.csv")
         keys = "method", "downstream", "evaluated_on"

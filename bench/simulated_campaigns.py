@@ -77,7 +77,7 @@ def campaign(number: int, draws: int) -> Grid:
     """What evaluation would have stored of a campaign."""
     rng = np.random.default_rng(number)
     source = SPREAD["source"] * rng.normal(size=SOURCES)
-    arms = [Arm("m", PRE, "", None), *(Arm("m", method, "canonical", None) for method in GAIN)]
+    arms = [Arm("m", PRE, "", None), *(Arm("m", method, "original", None) for method in GAIN)]
     counts = bootstrap.counts([f"{number} {k}" for k in range(SOURCES)], draws)
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     evaluations, numbers, samples = [], [], []

@@ -126,8 +126,8 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
 def results(name: str, *settings: Settings) -> pandas.DataFrame:
     """Accuracies of a finished campaign: one row per model and dataset.
 
-    Columns as in `accuracy.csv`: model (the pretrained model), method, variant (`canonical` or
-    `paper`), alpha (of weight averages), setting (varied keys), downstream (empty before
+    Columns as in `accuracy.csv`: model (the pretrained model), method, variant (`original` or
+    `released`), alpha (of weight averages), setting (varied keys), downstream (empty before
     fine-tuning), evaluated_on, n (images), accuracy (percent), headline (whether tables show this
     alpha). Raises CampaignError if there is no finished campaign with these settings.
     """

@@ -56,7 +56,7 @@ def _rows(campaign: str) -> str:
     for name in methods_of(campaign):
         values = over(layer for _, layer in grid.rows[name])
         settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
-        lines.append(f"  {name:<24}{grid.title(name):<16}{settings[1:-1]}".rstrip())
+        lines.append(f"  {name:<24}{grid.title(name):<20}{settings[1:-1]}".rstrip())
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """EWC: pulls the parameters that matter upstream to their pretrained values.
 
-Kirkpatrick et al. 2017, equation 3. `canonical` minimises
+Kirkpatrick et al. 2017, equation 3. `original` minimises
 loss + lambda/2 * sum F_i (theta_i - theta_pre_i)^2, where F is the diagonal Fisher of the
-pretrained model on the upstream dataset. `paper` minimises
+pretrained model on the upstream dataset. `released` minimises
 loss + lambda * sum (theta_i - theta_pre_i)^2, without F and the 1/2, as the released benchmark
 does. The optimizer applies the penalty in its step.
 
@@ -44,7 +44,7 @@ class Method(Trained):
         super().prepare(net, context)
         recipe = self.recipe
         anchor = {name: p.detach().clone() for name, p in self.named_parameters()}
-        if recipe.variant == "paper":
+        if recipe.variant == "released":
             self.penalty = Penalty(2 * recipe.lam, anchor, None)
         else:
             fisher = context.fisher(recipe.fisher_images, recipe.fisher_labels)

@@ -1,10 +1,10 @@
 """Linear probing: trains only the head.
 
-`canonical` freezes the backbone, computes features once and fits the head to its optimum
+`original` freezes the backbone, computes features once and fits the head to its optimum
 (`engine.methods.heads`). `l2` pulls the head to the base model's head, so that outputs without
 training images stay comparable with the others. For a backbone's first head, `l2` pulls to zero.
 
-`paper` follows the released benchmark: it freezes the patch embedding and the blocks, and trains
+`released` follows the released benchmark: it freezes the patch embedding and the blocks, and trains
 the class token, position embedding and final norms with the head (on a ResNet, the head alone).
 """
 
@@ -19,12 +19,12 @@ from engine.recipe.schema import MethodRecipe, Positive, searched
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
     step_passes = 2.0  # as LoRA's
-    l2: Positive = searched(1e-3, 10)  # canonical: weight of the penalty (`engine.methods.heads`)
-    anchor: Literal["base", "zero"] = "base"  # canonical: l2 pulls to the base model's head, or 0
+    l2: Positive = searched(1e-3, 10)  # original: weight of the penalty (`engine.methods.heads`)
+    anchor: Literal["base", "zero"] = "base"  # original: l2 pulls to the base model's head, or 0
 
     @property
     def takes_steps(self) -> bool:
-        return self.variant != "canonical"
+        return self.variant != "original"
 
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ from engine.methods.base import Context, FrozenBackbone
 from engine.recipe import schema
 from engine.store.cells import Export
 
-PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
+RELEASED_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 
 class Method(FrozenBackbone):
@@ -47,7 +47,7 @@ class Method(FrozenBackbone):
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         head = models.head(net).requires_grad_(True)
-        if self.recipe.variant == "canonical":
+        if self.recipe.variant == "original":
             if self.recipe.anchor == "zero":
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
@@ -62,7 +62,7 @@ class Method(FrozenBackbone):
             )
         else:
             for name, parameter in net.named_parameters():
-                if name.split(".")[0] in PAPER_TRAINS:
+                if name.split(".")[0] in RELEASED_TRAINS:
                     parameter.requires_grad_(True)
 
     def fit_head(self, label: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """LoRA: trains low-rank updates of frozen weights (Hu et al. 2021).
 
 On a ViT, LoRA adapts the query and value rows of the fused qkv. On a convolutional model,
-`canonical` adapts the 1x1 convolutions. The forward pass uses the merged weight W + scale * B A,
+`original` adapts the 1x1 convolutions. The forward pass uses the merged weight W + scale * B A,
 which computes the same function and runs every timm model unchanged.
 """
 
@@ -17,7 +17,7 @@ class Recipe(MethodRecipe):
     step_passes = 2.0  # the backward pass skips gradients of the backbone's weights
     rank: Number = searched(8, 4)
     scale: float = searched(1 / 8, 4)  # factor on B A; the LoRA paper's alpha / rank
-    train_head: bool = True  # canonical: train the head too
+    train_head: bool = True  # original: train the head too
 
 
 import functools
@@ -31,7 +31,7 @@ from engine import models
 from engine.methods.base import Context, FrozenBackbone
 from engine.store.cells import Export
 
-PAPER_TRAINS = ("cls_token", "pos_embed", "norm")
+RELEASED_TRAINS = ("cls_token", "pos_embed", "norm")
 
 
 class LowRank(nn.Module):
@@ -102,8 +102,8 @@ class Method(FrozenBackbone):
                         "LoRA adapts only q and v; choose another architecture or method"
                     )
                 places[module] = True
-        if not places and self.recipe.variant == "paper":
-            raise ValueError("LoRA variant=paper exists for ViTs only; use variant=canonical")
+        if not places and self.recipe.variant == "released":
+            raise ValueError("LoRA variant=released exists for ViTs only; use variant=original")
         if not places:
             places = {
                 m: False
@@ -116,11 +116,11 @@ class Method(FrozenBackbone):
             factors = self.factors(module.weight, self.recipe.rank, self.recipe.scale, thirds)
             adapt(module, factors)
         self.adapted = [name for name, m in net.named_modules() if m in places]
-        if self.recipe.variant == "paper":
+        if self.recipe.variant == "released":
             for name, parameter in net.named_parameters():
-                if name.split(".")[0] in PAPER_TRAINS:
+                if name.split(".")[0] in RELEASED_TRAINS:
                     parameter.requires_grad_(True)
-        if self.recipe.variant == "paper" or self.recipe.train_head:
+        if self.recipe.variant == "released" or self.recipe.train_head:
             models.head(net).requires_grad_(True)
 
     def export(self) -> Export:

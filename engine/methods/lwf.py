@@ -1,7 +1,7 @@
 """LwF: distils the pretrained model's predictions on the downstream images (Li & Hoiem 2016).
 
-Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the dataset's classes. `canonical`
-multiplies it by T^2 (Hinton et al. 2015), `paper` does not. Unless training augments images, the
+Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the dataset's classes. `original`
+multiplies it by T^2 (Hinton et al. 2015), `released` does not. Unless training augments images, the
 teacher's backbone runs once per dataset, and only its head runs on each batch.
 """
 
@@ -42,5 +42,5 @@ class Method(Trained):
             self.grouped(self.teacher(batch)),
             temperature=self.recipe.temperature,
             weight=self.recipe.weight,
-            scale_by_t2=self.recipe.variant == "canonical",
+            scale_by_t2=self.recipe.variant == "original",
         )

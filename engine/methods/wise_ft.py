@@ -1,7 +1,7 @@
 """WiSE-FT: interpolates the weights of the pretrained and fine-tuned models.
 
-theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft (Wortsman et al. 2022). `canonical`
-evaluates a grid of alphas, `paper` a single alpha. The result tables show the recipe's `alpha`,
+theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft (Wortsman et al. 2022). `original`
+evaluates a grid of alphas, `released` a single alpha. The result tables show the recipe's `alpha`,
 which is fixed before any result.
 """
 
@@ -23,7 +23,7 @@ class Recipe(MethodRecipe):
 
     @property
     def evaluated_alphas(self) -> list[float]:
-        curve = self.alphas if self.variant == "canonical" else ()
+        curve = self.alphas if self.variant == "original" else ()
         return sorted({self.alpha, *curve})
 
     @property

@@ -2,7 +2,7 @@
 
     methods:
       ewc: {method: {lam: 1.0}}
-      ewc_paper: {base: ewc, method: {variant: paper}}
+      ewc_released: {base: ewc, method: {variant: released}}
 
 A row of `methods` is named after its method, or has another name and a `base`. It then inherits its
 base's settings in this campaign. A row given as a path is named after the file.
@@ -258,7 +258,7 @@ def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _title_with_settings(title: str, settings: Mapping[str, Any]) -> str:
-    """A base's title followed by a row's settings: `EWC (paper), lam 10`."""
+    """A base's title followed by a row's settings: `EWC (released), lam 10`."""
     values = dict(settings.get("method") or {})
     if variant := values.pop("variant", None):
         title += f" ({variant})"

@@ -287,7 +287,7 @@ class MethodRecipe:
     name: Name = MISSING
     title: str = MISSING
     module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
-    variant: Literal["canonical", "paper"] = "canonical"
+    variant: Literal["original", "released"] = "original"
 
     def check(self, cell: Recipe) -> None:
         """Raise RecipeError, naming the key, if an option is invalid for this cell."""

@@ -251,7 +251,7 @@ class Results:
     def is_published(self, row: Any) -> bool:
         """Whether published numbers of a row's method, if there are any, are of the same variant,
         alpha and setting, on whole datasets."""
-        is_same = row.variant == "paper" or row.key in self.published.alike_in_both_variants
+        is_same = row.variant == "released" or row.key in self.published.alike_in_both_variants
         is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
         return is_same and not self.record.holdout
 
@@ -379,7 +379,7 @@ def title(arm: Arm, methods: Mapping[str, str], *, is_shown: bool = True) -> str
     """The method's title, with the arm's variant, setting and alpha unless it contains them. For
     shown interpolations, alpha is added only if it is not the default."""
     text = methods.get(arm.method, arm.method)
-    if arm.variant not in ("canonical", "") and arm.variant not in text:
+    if arm.variant not in ("original", "") and arm.variant not in text:
         text += f" ({arm.variant})"
     if arm.setting:
         text += f", {arm.setting.short}"

@@ -1,7 +1,7 @@
 """ObjectNet 1.0: 313 objects, 113 of which are ImageNet-1K classes under different names.
 
 The download maps folders to objects, and objects to one or more IN classes. `corrected` uses that
-map as it is: an object's logit is the maximum of its IN classes' logits. `paper` reproduces the
+map as it is: an object's logit is the maximum of its IN classes' logits. `released` reproduces the
 benchmark's release, which gives each object a single IN class. It splits the text of an object's
 classes at commas, so that the first name of a class in "car wheel; paddlewheel, paddle wheel" is
 "paddle wheel". Eight objects match no name there, and silently get the class of the previous
@@ -60,7 +60,7 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
     class_of: dict[str, str] = {}  # by folder
     for folder, label in label_of.items():
         if label in names_of:
-            thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
+            thing = _TAKEN_FOR.get(label, label) if mode == "released" else label
             class_of[folder] = imagenet_class(names_of[thing], wnid_of, mode)
     classes = sorted(set(class_of.values()))
     number = {wnids: i for i, wnids in enumerate(classes)}

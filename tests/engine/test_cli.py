@@ -34,7 +34,7 @@ LONG = {  # or with letters that no file shows
     ): "vary and trials make 800,000,000 columns; 10,000 at most",
 }  # fmt: skip
 MISTAKES += [f"{words} => {line}" for words, line in LONG.items()]
-ROWS = "extends: emoji\nmethods:\n  ewc_paper: {base: ewc, method: {variant: paper}}\n"
+ROWS = "extends: emoji\nmethods:\n  ewc_released: {base: ewc, method: {variant: released}}\n"
 ASK = 'COMP_WORDS=({}); COMP_CWORD={}; _rib rib; echo "${{COMPREPLY[@]}}"'
 
 
@@ -102,7 +102,8 @@ def test_recipes_are_a_short_table_and_a_campaigns_rows(capsys):
     assert any(line.split()[:2] == ["emoji_shots", "K-shot"] for line in lines)
     assert cli.main(["recipes", "emoji_variants"]) == 0
     shown = capsys.readouterr().out
-    assert "ewc_paper               EWC (paper)     base: ewc, method: {variant: paper}\n" in shown
+    row = "ewc_released            EWC (released)      base: ewc, method: {variant: released}\n"
+    assert row in shown
 
 
 def test_a_folder_is_not_written_where_a_file_is(tmp_path):

@@ -70,7 +70,7 @@ def of_arms(
     cells = [(model, PRE, "", None, "", "", on, before) for model in models for on in (*SETS, "up")]
     for model in models:
         for (method, alpha, setting), of in arms.items():
-            arm, is_row = (model, method, "canonical", alpha, setting), alpha in (None, 0.5)
+            arm, is_row = (model, method, "original", alpha, setting), alpha in (None, 0.5)
             cells += [(*arm, i, j, of[i != j], is_row) for i in SETS for j in (*SETS, "up")]
     return of_cells([*cells, *more], **values)
 

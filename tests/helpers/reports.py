@@ -55,7 +55,7 @@ def finished(
     places = (*sets, UPSTREAM)
     apart = np.abs(np.subtract.outer(np.arange(len(places)), np.arange(len(places)))).astype(float)
     errors = np.full_like(apart, 1e-5)
-    settings = {"method.variant": "canonical", "optimizer.name": "adamw", "optimizer.lr": 1e-3}
+    settings = {"method.variant": "original", "optimizer.name": "adamw", "optimizer.lr": 1e-3}
     settings |= {"optimizer.betas": [0.9, 0.999]}
     values = {
         "name": name,

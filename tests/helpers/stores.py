@@ -42,7 +42,7 @@ def setting(text: str) -> Setting:
 def cell(
     path: Path, method: str, downstream: str, on: str, alpha: float | None = None, seed: int = 0
 ) -> Evaluation:
-    variant = "" if method == PRE else "canonical"
+    variant = "" if method == PRE else "original"
     return Evaluation("lite0", method, variant, alpha, PLAIN, downstream, on, path, seed)
 
 

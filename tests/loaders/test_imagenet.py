@@ -91,17 +91,17 @@ def test_version_2_counts_classes_by_number_not_by_text(tmp_path):
     assert any(as_text.index(str(trees.PLACES[w])) != trees.PLACES[w] for w in trees.WNIDS)
 
 
-def test_objectnet_corrected_and_paper(tmp_path):
+def test_objectnet_corrected_and_released(tmp_path):
     source = trees.objectnet(tmp_path)
     listing = read("objectnet", source)
     by_folder = {key.split("/")[0]: wnids for wnids, key in named(listing)}
     assert by_folder == {folder: "+".join(wnids) for folder, wnids in trees.OBJECTS.items()}
     assert len(listing.classes) == 4 and len(listing.items) == 8
-    paper = read("objectnet", source / "objectnet-1.0", objectnet="paper")
-    by_folder = {key.split("/")[0]: wnid for wnid, key in named(paper)}
+    released = read("objectnet", source / "objectnet-1.0", objectnet="released")
+    by_folder = {key.split("/")[0]: wnid for wnid, key in named(released)}
     first = {folder: wnids[0] for folder, wnids in trees.OBJECTS.items()}
     assert by_folder == first | {"weight_scale": first["still_camera"]}
-    assert len(paper.classes) == 3 and len(paper.items) == 8
+    assert len(released.classes) == 3 and len(released.items) == 8
 
 
 BICYCLES = "mountain bike, all-terrain bike, off-roader; bicycle-built-for-two, tandem bicycle"
@@ -119,19 +119,19 @@ BICYCLES = "mountain bike, all-terrain bike, off-roader; bicycle-built-for-two, 
         ("car wheel; paddlewheel, paddle wheel", 694),
     ],
 )
-def test_paper_takes_the_first_name_between_commas(classes, place):
+def test_released_takes_the_first_name_between_commas(classes, place):
     """Of all objects that are several classes this moves the wheel alone, and none of the rest."""
     names = imagenet.wnids_by_name()
-    assert trees.PLACES[objectnet.imagenet_class(classes, names, "paper")] == place
+    assert trees.PLACES[objectnet.imagenet_class(classes, names, "released")] == place
     wnids = [names[name] for name in classes.split("; ")]
     assert objectnet.imagenet_class(classes, names, "corrected").split("+") == wnids
 
 
-def test_paper_leaves_objects_of_one_class_alone():
+def test_released_leaves_objects_of_one_class_alone():
     names = imagenet.wnids_by_name()
     assert len(names) == 998, "cranes are birds and machines"
     for name, wnid in names.items():
-        assert objectnet.imagenet_class(name, names, "paper") == wnid
+        assert objectnet.imagenet_class(name, names, "released") == wnid
 
 
 def test_corruptions_with_and_without_groups_and_from_archives(tmp_path):

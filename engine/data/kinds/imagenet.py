@@ -45,7 +45,7 @@ class Recipe(DatasetRecipe):
     """`objectnet`: which ImageNet classes its objects have, as its authors map them, or as in the
     benchmark's release."""
 
-    objectnet: Literal["corrected", "paper"] = "corrected"
+    objectnet: Literal["corrected", "released"] = "corrected"
     subsample: str = "50000"  # images of IN-C, or full
 
     def check(self, name: str) -> None:
@@ -126,7 +126,7 @@ class Kind(base.Kind):
         key: dict[str, Any] = {key: getattr(self.dataset, key) for key in ("kind", "pack_format")}
         if self.name == OBJECTNET:
             key["objectnet"] = self.dataset.objectnet
-            if self.dataset.objectnet == "paper":
+            if self.dataset.objectnet == "released":
                 key["Wheel"] = "paddle wheel"
         if self.name == IMAGENET_C:
             key["subsample"] = self.dataset.subsample
@@ -144,8 +144,8 @@ class Kind(base.Kind):
         return self.counts()[0]
 
     def why_not_comparable(self) -> str:
-        is_corrected = self.name == OBJECTNET and self.dataset.objectnet != "paper"
-        return "published for dataset.objectnet=paper" * is_corrected
+        is_corrected = self.name == OBJECTNET and self.dataset.objectnet != "released"
+        return "published for dataset.objectnet=released" * is_corrected
 
     def needs_command(self) -> bool:
         root = self.dataset.root

@@ -4,8 +4,8 @@ The penalty is alpha/2 * sum (theta_i - theta_pre_i)^2. By default (`head=shared
 head, since the benchmark's pretrained heads already cover the classes. With `head=new` the head has
 the penalty beta/2 * sum theta_i^2 instead.
 
-EWC `variant=paper` has the same penalty without the 1/2: its lambda of 1, the released code's
-value, is an alpha of 2. EWC `canonical` weighs each parameter by its Fisher. The optimizer applies
+EWC `variant=released` has the same penalty without the 1/2: its lambda of 1, the released code's
+value, is an alpha of 2. EWC `original` weighs each parameter by its Fisher. The optimizer applies
 the penalty in its step.
 """
 

@@ -182,7 +182,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     of_model = results.shown[results.shown["model"] == model].set_index("method")
     wide = wide.join(of_model[MRI])
     return Table(
-        slug("paper", *[model] * (len(results.models) > 1)),
+        slug("ri", *[model] * (len(results.models) > 1)),
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
         f"on {results.measured_on}; mRI with 95% CIs{results.of(model)}"
         f"{results.one_training}.",

@@ -154,27 +154,34 @@ def test_a_setting_of_the_plain_grid_is_found_and_not_made_again(folder, finishe
 def test_variants_and_alphas_stand_side_by_side(folder, finished):
     text = """\
   lwf: {}
-  lwf_paper: {base: lwf, method: {variant: paper}}
+  lwf_released: {base: lwf, method: {variant: released}}
   third: {base: wise_ft, method: {alpha: 0.3}}
   soup: {method: {members: [pre, fine_tune, lwf]}}
-  soup_paper: {base: soup, method: {variant: paper}}
+  soup_released: {base: soup, method: {variant: released}}
 """
     report = run_with(folder, "variants", text, "downstreams=[few]")
     table, page = ((report / name).read_text() for name in ("table.txt", "index.html"))
-    titles = ("LwF ", "LwF (paper) ", "WiSE-FT ", "WiSE-FT, alpha 0.3 ", "Soup ", "Soup (paper) ")
+    titles = (
+        "LwF ",
+        "LwF (released) ",
+        "WiSE-FT ",
+        "WiSE-FT, alpha 0.3 ",
+        "Soup ",
+        "Soup (released) ",
+    )
     assert all(f"\n{title}" in table for title in titles)
     assert "<title>variants: robustness after fine-tuning" in page, "not the path of its file"
     variants = campaigns.of_report(report)
     evaluations = variants.record.evaluations
     headlines = [row for row in evaluations if row.headline and row.evaluated_on == "few"]
     assert [(row.method, row.variant, row.alpha) for row in headlines] == [
-        ("pre", "", None), ("fine_tune", "canonical", None), ("linear_probe", "canonical", None),
-        ("wise_ft", "canonical", 0.5), ("lwf", "canonical", None), ("lwf_paper", "paper", None),
-        ("third", "canonical", 0.3), ("soup", "canonical", None), ("soup_paper", "paper", None),
+        ("pre", "", None), ("fine_tune", "original", None), ("linear_probe", "original", None),
+        ("wise_ft", "original", 0.5), ("lwf", "original", None), ("lwf_released", "released", None),
+        ("third", "original", 0.3), ("soup", "original", None), ("soup_released", "released", None),
     ]  # fmt: skip
     parents = {row.method: set(variants.mix(row)) for row in headlines}
-    assert parents["lwf"] < parents["soup"] and parents["lwf_paper"] < parents["soup_paper"]
-    assert parents["lwf"] != parents["lwf_paper"]
+    assert parents["lwf"] < parents["soup"] and parents["lwf_released"] < parents["soup_released"]
+    assert parents["lwf"] != parents["lwf_released"]
 
 
 def test_seeds_of_a_campaign(folder, finished, capsys):

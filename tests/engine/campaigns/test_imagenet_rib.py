@@ -167,13 +167,13 @@ def test_gradient_of_grouped_logits_goes_to_the_largest_member():
             members_of(classes, position)
 
 
-def test_paper_variant_of_objectnet_is_a_plain_mask(rib):
-    assert rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper") == 0
-    usual, paper = rib.builder(), rib.builder("dataset.objectnet=paper")
-    labelled = paper.sets["objectnet"]
+def test_released_variant_of_objectnet_is_a_plain_mask(rib):
+    assert rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=released") == 0
+    usual, released = rib.builder(), rib.builder("dataset.objectnet=released")
+    labelled = released.sets["objectnet"]
     assert labelled.members is None and labelled.mask.sum() == 3
-    assert usual.target.pack.fingerprint != paper.target.pack.fingerprint
-    assert usual.key() != paper.key(), "no cell is of both"
+    assert usual.target.pack.fingerprint != released.target.pack.fingerprint
+    assert usual.key() != released.key(), "no cell is of both"
 
 
 def test_accuracy_on_corruptions_is_their_mean(rib):

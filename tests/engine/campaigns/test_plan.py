@@ -141,7 +141,7 @@ def test_a_column_that_trains_on_images_of_ris_datasets_is_refused(
 
 @pytest.mark.slow
 def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, capsys, ran):
-    words = ["campaign", "imagenet_rib_paper", "model=all", "dataset.subsample=100"]
+    words = ["campaign", "imagenet_rib_released", "model=all", "dataset.subsample=100"]
     words += [f"runs={tmp_path / 'my runs'}", "model.weights.tag=x", "train.warmup_steps=0"]
     assert cli.main(words) == 2 and not ran
     lines = [line for line in capsys.readouterr().err.splitlines() if "rib encode" in line]
@@ -231,7 +231,12 @@ def test_plan_on_disk_is_read_back(folder, tmp_path):
 
 def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
     """In the row's variant and setting, without the row's options."""
-    words = [f"runs={tmp_path}", "methods=[wise_ft]", "method.alphas=[0.5]", "method.variant=paper"]
+    words = [
+        f"runs={tmp_path}",
+        "methods=[wise_ft]",
+        "method.alphas=[0.5]",
+        "method.variant=released",
+    ]
     file, paths = tmp_path / "mine.yaml", set()
     for rate in (0.02, 0.03):
         changed = f"fine_tune: {{optimizer: {{lr: {rate}}}}}"
@@ -241,11 +246,11 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
         (cell,) = plan.cells(plan.columns[1])
         needed = cell.needs["fine_tune"].recipe
         assert needed.optimizer.lr == rate and needed.downstream == "tinted"
-        assert needed.method.variant == "paper" and not hasattr(needed.method, "alphas")
+        assert needed.method.variant == "released" and not hasattr(needed.method, "alphas")
     assert len(paths) == 2
-    other = cell.on("few", {"method.variant": "canonical", "method.alphas": [0.1], "seed": 7})
+    other = cell.on("few", {"method.variant": "original", "method.alphas": [0.1], "seed": 7})
     needed = other.needs["fine_tune"].recipe
-    assert (needed.method.variant, needed.seed, needed.downstream) == ("canonical", 7, "few")
+    assert (needed.method.variant, needed.seed, needed.downstream) == ("original", 7, "few")
     assert other.recipe.method.alphas == [0.1]
 
 
@@ -253,7 +258,7 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
     """It is evaluated in any case; the campaigns of the benchmark have seven columns without it."""
     words, opened = ("methods=[fine_tune]",), "dataset.test_only=[]"
     sets = load_recipe("imagenet_rib").dataset.sets
-    for name in ("imagenet_rib", "imagenet_rib_paper"):
+    for name in ("imagenet_rib", "imagenet_rib_released"):
         plan = plan_of(name, *words)
         assert plan.sets == tuple(sets) and "objectnet" in sets
         assert plan.downstreams == [name for name in sets if name != "objectnet"]

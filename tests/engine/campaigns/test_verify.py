@@ -60,13 +60,13 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
 def test_what_is_compared_with_what_is_published():
     """Not two readings of ObjectNet; a part of the images is allowed its sampling error."""
     corrected = load_recipe("imagenet_rib", parsed(["model=vit_b16_augreg_in1k"]))
-    paper = load_recipe(
-        "imagenet_rib", parsed(["model=vit_b16_augreg_in1k", "dataset.objectnet=paper"])
+    released = load_recipe(
+        "imagenet_rib", parsed(["model=vit_b16_augreg_in1k", "dataset.objectnet=released"])
     )
-    assert "dataset.objectnet=paper" in verify._why_not(corrected, "objectnet", 33.0)
-    assert not verify._why_not(paper, "objectnet", 33.0)
-    assert verify._sampling(paper, "imagenet_v2", 10_000, 50.0) == 0
-    assert verify._sampling(paper, "imagenet_c", 50_000, 50.0) == pytest.approx(0.447, abs=1e-3)
+    assert "dataset.objectnet=released" in verify._why_not(corrected, "objectnet", 33.0)
+    assert not verify._why_not(released, "objectnet", 33.0)
+    assert verify._sampling(released, "imagenet_v2", 10_000, 50.0) == 0
+    assert verify._sampling(released, "imagenet_c", 50_000, 50.0) == pytest.approx(0.447, abs=1e-3)
     assert verify.Check("imagenet_a", 5, float("nan"), 10.0, 0.3).differs
 
 

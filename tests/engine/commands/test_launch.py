@@ -181,7 +181,7 @@ def test_every_way_to_start_gives_the_same_cell(ways, grid, tmp_path):
         process = run(command, tmp_path, TORCH_EXTENSIONS_DIR=str(tmp_path))
         assert process.returncode == 0, process.stderr[-3000:]
         assert not [*tmp_path.rglob("*.so")], "DeepSpeed compiled for 40 s what nobody calls"
-        assert "FT (canonical) on outline" in process.stdout and "RI " in process.stdout
+        assert "FT (original) on outline" in process.stdout and "RI " in process.stdout
         assert process.stdout.count("percent top-1") == 1  # one rank speaks
         (cell,) = (tmp_path / way / "store" / "cells").glob("fine_tune-outline-*")
         weights = load_file(cell / "weights.safetensors")

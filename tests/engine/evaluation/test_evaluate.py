@@ -130,7 +130,7 @@ WORDS = {
 NO_WEIGHTS = {"snapshots", "keep_snapshots", "checkpoint_minutes", "zero"}
 CHANGES = (
     "seed=1 threads=2 downstream=tinted downstream=few dataset.holdout=0 dataset.seed=1 "
-    "model.crop=0.9 model.mean=[0.4,0.5,0.5] model.head.l2=0.02 method.variant=paper "
+    "model.crop=0.9 model.mean=[0.4,0.5,0.5] model.head.l2=0.02 method.variant=released "
     f"model.arch={CONV}"
 ).split()
 

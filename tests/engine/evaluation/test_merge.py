@@ -45,8 +45,8 @@ def test_wise_ft_is_the_pre_trained_model_at_0_and_fine_tuning_at_1_bit_for_bit(
         assert predictions(builder, mix) == predictions(builder, {end.name: 1.0})
         tables.append(pq.read_table(predictions(builder, mix)))
     assert not tables[0].equals(tables[1])
-    _, paper = grid.build("method=wise_ft", "method.variant=paper")
-    assert [(entry.alpha, entry.headline) for entry in paper.entries] == [(0.5, True)]
+    _, released = grid.build("method=wise_ft", "method.variant=released")
+    assert [(entry.alpha, entry.headline) for entry in released.entries] == [(0.5, True)]
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])

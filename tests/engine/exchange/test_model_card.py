@@ -27,7 +27,7 @@ from engine.report.results import of_campaign
 from helpers import reports
 from loaders.files.typed_json import DamagedFile
 
-SETTINGS = {"method.name": "ewc", "method.variant": "canonical", "method.lam": 1.0}
+SETTINGS = {"method.name": "ewc", "method.variant": "original", "method.lam": 1.0}
 SETTINGS |= {"optimizer.name": "sgd", "optimizer.lr": 1e-3}
 
 

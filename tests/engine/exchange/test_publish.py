@@ -29,7 +29,7 @@ from loaders.files import typed_json
 from loaders.files.durable import file_hash
 
 pytestmark = pytest.mark.slow
-FT, LP = "fine_tune,few,canonical,tiny,0.parquet", "linear_probe,few,canonical,tiny,0.parquet"
+FT, LP = "fine_tune,few,original,tiny,0.parquet", "linear_probe,few,original,tiny,0.parquet"
 OF_FEW, SUMS, RECORD = "predictions/few/", "SHA256SUMS", "evaluations.json"
 RESULTS = "report/results.json"
 STEERING = "\x1b[2J<script>alert(1)&lt;[x](javascript:x)\u202e\r\n| x |"
@@ -406,7 +406,7 @@ def test_a_published_folder_is_a_data_set_of_the_hub_and_says_nothing_of_a_machi
     }
     accuracy = 100 * np.mean(stored["label"].to_numpy() == stored["top1"].to_numpy())
     rows = (published / "report/accuracy.csv").read_text().splitlines()
-    (row,) = [each for each in rows if each.startswith("tiny,fine_tune,canonical,,,few,few,")]
+    (row,) = [each for each in rows if each.startswith("tiny,fine_tune,original,,,few,few,")]
     assert f"{accuracy:.8g}" in row
     private = {str(ROOT), str(finished), str(finished.parent.parent), "/tmp/", "events"}
     private |= {socket.gethostname(), str(Path.home()), f"/{getpass.getuser()}/"}

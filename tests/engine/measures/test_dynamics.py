@@ -13,7 +13,7 @@ from engine.measures.rows import PRE, Arm, Evaluation
 from helpers import stores
 from helpers.stores import setting
 
-ARM = Arm("lite0", "fine_tune", "canonical", None)
+ARM = Arm("lite0", "fine_tune", "original", None)
 STEPS = [0, 1, 10, 100]
 SETS = list(stores.SETS)
 
@@ -111,7 +111,7 @@ def test_sets_fine_tuned_on_count_where_they_are_evaluated(
 ):
     """Each alike, also where a set of RI has one set less to be measured on."""
     cells: list[tuple] = [("m", PRE, "", None, "", "", on, 40.0) for on in (*SETS, "up")]
-    arm = ("m", "fine_tune", "canonical", None, "step=1")
+    arm = ("m", "fine_tune", "original", None, "step=1")
     for on_set in downstreams:
         elsewhere = 66 if on_set == "up" else 60
         cells += [(*arm, on_set, on, 70 if on == on_set else elsewhere) for on in (*SETS, "up")]

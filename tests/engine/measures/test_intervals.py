@@ -85,7 +85,7 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path):
 
     for (quantity, cell), drawn in samples.items():
         check(quantity, cell, drawn)
-    arm = Arm("lite0", "fine_tune", "canonical", None)
+    arm = Arm("lite0", "fine_tune", "original", None)
     of_pairs = scores.names(scores.BEFORE_AFTER)
     for quantity in ("accuracy", *of_pairs, "effective_robustness", "change"):
         elsewhere = [

@@ -73,8 +73,8 @@ def test_parts_of_a_folder_are_one_table(tmp_path):
     ("drop", "missing"),
     [
         (("pre", 0, "", "up"), "lite0 pre, evaluated on up, seed 0"),
-        (("fine_tune", 0, "b"), "(canonical) fine-tuned on b, evaluated on a, seed 0"),
-        (("fine_tune", 1, "c", "up"), "(canonical) fine-tuned on c, evaluated on up, seed 1"),
+        (("fine_tune", 0, "b"), "(original) fine-tuned on b, evaluated on a, seed 0"),
+        (("fine_tune", 1, "c", "up"), "(original) fine-tuned on c, evaluated on up, seed 1"),
     ],
 )
 def test_what_is_missing_is_refused_by_name(tmp_path, drop, missing):

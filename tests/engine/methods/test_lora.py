@@ -13,7 +13,7 @@ from torch import nn
 from engine.methods import lora
 from engine.methods.beyond import dora
 from helpers.grids import CONV, Prepared, prepared, reference
-from helpers.plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
+from helpers.plain_losses import LORA_RELEASED, ON_FEW, check, cross_entropy, parameters
 from helpers.twins import assert_near
 
 
@@ -61,10 +61,13 @@ def grown(case: Prepared) -> None:
 @pytest.mark.parametrize(
     ("extra", "also_trained"),
     [
-        (("method.variant=canonical",), ("head.weight", "head.bias")),
-        (("method.variant=canonical", "method.train_head=false"), ()),
-        (("method.variant=canonical", "method.rank=3", "method.scale=2", ON_FEW), LORA_PAPER[-2:]),
-        (("method.variant=paper",), LORA_PAPER),
+        (("method.variant=original",), ("head.weight", "head.bias")),
+        (("method.variant=original", "method.train_head=false"), ()),
+        (
+            ("method.variant=original", "method.rank=3", "method.scale=2", ON_FEW),
+            LORA_RELEASED[-2:],
+        ),
+        (("method.variant=released",), LORA_RELEASED),
         ((f"model.arch={CONV}",), ("classifier.weight", "classifier.bias")),
     ],
 )
@@ -130,8 +133,8 @@ def test_dora_leaves_a_row_of_zeros_as_it_is():
 
 
 def test_lora_refuses_what_it_cannot_adapt(grid, monkeypatch):
-    with pytest.raises(ValueError, match="exists for ViTs only; use variant=canonical"):
-        prepared(grid, f"model.arch={CONV}", "method=lora", "method.variant=paper")
+    with pytest.raises(ValueError, match="exists for ViTs only; use variant=original"):
+        prepared(grid, f"model.arch={CONV}", "method=lora", "method.variant=released")
     assert maxxvit.Attention2d(32).head_first  # CoAtNet's: q, k and v of each head together
     monkeypatch.setattr(Attention, "head_first", True, raising=False)
     with pytest.raises(ValueError, match=r"attn.qkv of \w+ mixes the rows of q, k and v"):

@@ -10,7 +10,7 @@ from engine.run import Run
 from engine.training import fisher
 from helpers.grids import CONV, SIZE, prepared, reference, same, weights
 from helpers.plain_losses import (
-    LORA_PAPER,
+    LORA_RELEASED,
     ON_FEW,
     SLACK,
     check,
@@ -22,7 +22,7 @@ from helpers.plain_losses import (
 )
 from helpers.twins import assert_near
 
-PROBE, PAPER = "method=linear_probe", "method.variant=paper"
+PROBE, RELEASED = "method=linear_probe", "method.variant=released"
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,10 @@ PROBE, PAPER = "method=linear_probe", "method.variant=paper"
         ((), None),
         ((ON_FEW,), None),
         ((f"model.arch={CONV}",), None),
-        ((PROBE, ON_FEW), LORA_PAPER[-2:]),
-        ((PROBE, PAPER), LORA_PAPER),
-        ((PROBE, PAPER, ON_FEW), LORA_PAPER),
-        ((PROBE, PAPER, f"model.arch={CONV}"), ("classifier.weight", "classifier.bias")),
+        ((PROBE, ON_FEW), LORA_RELEASED[-2:]),
+        ((PROBE, RELEASED), LORA_RELEASED),
+        ((PROBE, RELEASED, ON_FEW), LORA_RELEASED),
+        ((PROBE, RELEASED, f"model.arch={CONV}"), ("classifier.weight", "classifier.bias")),
     ],
 )
 def test_the_loss_is_the_cross_entropy_over_the_classes_of_the_set(grid, words, names):
@@ -71,7 +71,7 @@ def test_an_export_that_is_no_state_dict_is_refused(grid, monkeypatch):
         grid.build("train.epochs=1", "seed=77")
 
 
-@pytest.mark.parametrize("variant", ["canonical", "paper"])
+@pytest.mark.parametrize("variant", ["original", "released"])
 @pytest.mark.parametrize("extra", [(), (ON_FEW,), ("method.temperature=3", "method.weight=0.4")])
 def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
     case = prepared(grid, "method=lwf", f"method.variant={variant}", *extra)
@@ -85,7 +85,7 @@ def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
     terms_BK = F.kl_div(student_BK.log_softmax(1), teacher_BK.softmax(1), reduction="none")
     divergence_B = terms_BK.sum(1)
     assert divergence_B.mean() > 1e-3
-    squared = temperature**2 if variant == "canonical" else 1
+    squared = temperature**2 if variant == "original" else 1
     expected_B = cross_entropy(case, student_BC) + weight * squared * divergence_B
     check(case, expected_B, parameters(case.net))
 

@@ -16,7 +16,7 @@ from helpers.plain_losses import loop_fisher
 
 STEPS = 4
 LR = {"adamw": 2e-3, "sgd": 0.05}
-EWC = ("ewc canonical", "ewc paper", "ewc reversed")
+EWC = ("ewc original", "ewc released", "ewc reversed")
 State = dict[str, Tensor]
 Pull = Callable[[nn.Module, State], Tensor]
 
@@ -98,9 +98,9 @@ def of_l2sp(head: str, alpha: float = 12.0, beta: float = 3.0) -> tuple[list[str
 
 
 def of_ewc(grid: Grid, variant: str, optimizer: str, lam: float = 10.0) -> tuple[list[str], Pull]:
-    """variant: `canonical`, `paper`, or `reversed` of EWC-DR."""
+    """variant: `original`, `released`, or `reversed` of EWC-DR."""
     scale: dict[str, Tensor | float] = defaultdict(lambda: 1.0)
-    if variant != "paper":
+    if variant != "released":
         sign = -1.0 if variant == "reversed" else 1.0
         fisher = loop_fisher(grid, prepared(grid), VIT, sign)
         mean = torch.cat([f.flatten() for f in fisher.values()]).mean()

@@ -150,8 +150,8 @@ def untrained(net: nn.Module) -> Any:
     )
 
 
-STEPS = [*((n, "canonical") for n in TRANSFORMS | HEADLESS), *((n, "paper") for n in FAMILIES)]
-ALWAYS = {("vit_s16_augreg_in1k", "canonical"), ("resnet18", "paper")}
+STEPS = [*((n, "original") for n in TRANSFORMS | HEADLESS), *((n, "released") for n in FAMILIES)]
+ALWAYS = {("vit_s16_augreg_in1k", "original"), ("resnet18", "released")}
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_a_step_of_every_method(name, variant):
     for key in methods_of("imagenet_rib"):
         cell = load_recipe("imagenet_rib", parsed(words), method=key)
         method = modules.find(cell.method.module).Method(cell.method)
-        on_convolutions = (key, variant, name[:6]) == ("lora", "paper", "resnet")
+        on_convolutions = (key, variant, name[:6]) == ("lora", "released", "resnet")
         if not isinstance(method, Trained) or on_convolutions:  # which it refuses
             continue
         context = untrained(net)
@@ -185,7 +185,7 @@ def test_a_step_of_every_method(name, variant):
         assert any(g.any() for g in gradients) and all(g.isfinite().all() for g in gradients), key
         models.load_state(models.create(cell.model, CLASSES), method.export().state, key)
         trained.append(key)
-    assert len(trained) == (6 if (name, variant) == ("resnet18", "paper") else 7)
+    assert len(trained) == (6 if (name, variant) == ("resnet18", "released") else 7)
 
 
 def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_code_does():
@@ -193,23 +193,23 @@ def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_cod
     o, t = resolved.optimizer, resolved.train
     assert (o.name, o.lr, o.momentum, o.weight_decay) == ("sgd", 1e-3, 0.9, 0.0)
     assert (t.epochs, t.batch_size, t.warmup_steps, t.clip, resolved.seed) == (10, 64, 196, 0.0, 0)
-    assert resolved.dataset.holdout == 0 and resolved.method.variant == "canonical"
-    words = ("method.variant=paper", "evaluate.precision=fp32", "dataset.objectnet=paper")
+    assert resolved.dataset.holdout == 0 and resolved.method.variant == "original"
+    words = ("method.variant=released", "evaluate.precision=fp32", "dataset.objectnet=released")
     methods = methods_of("imagenet_rib")
-    assert methods_of("imagenet_rib_paper") == methods
+    assert methods_of("imagenet_rib_released") == methods
     assert len(methods) == 9 and len(resolved.dataset.sets) == 8
     fields = [field.name for field in dataclasses.fields(MethodRecipe)]  # EWC's options aside
     for method in methods:
-        paper = load_recipe("imagenet_rib_paper", method=method)
-        canonical = load_recipe("imagenet_rib", parsed(words), method=method)
-        assert (paper.method.name, paper.optimizer, paper.train) == (method, o, t)
+        released = load_recipe("imagenet_rib_released", method=method)
+        original = load_recipe("imagenet_rib", parsed(words), method=method)
+        assert (released.method.name, released.optimizer, released.train) == (method, o, t)
         for name in fields:
-            assert getattr(paper.method, name) == getattr(canonical.method, name)
-        same = {"campaign": "", "method": canonical.method}
-        assert dataclasses.replace(paper, **same) == dataclasses.replace(canonical, **same)
+            assert getattr(released.method, name) == getattr(original.method, name)
+        same = {"campaign": "", "method": original.method}
+        assert dataclasses.replace(released, **same) == dataclasses.replace(original, **same)
 
 
-@pytest.mark.parametrize("name", ["imagenet_rib", "imagenet_rib_paper"])
+@pytest.mark.parametrize("name", ["imagenet_rib", "imagenet_rib_released"])
 def test_all_models_are_the_seven_pre_trainings(name):
     grids = each_model(name, parsed(("seed=3", "model=all")))
     archs = {load_recipe(name, grid).model.arch for grid in grids}

@@ -66,10 +66,12 @@ def test_a_variant_is_the_cell_of_these_words_alone():
     alone = load_recipe("emoji/linear_probe", parsed(words), downstream=column.downstream)
     (cell,) = plan.cells(column)
     assert cell.recipe == alone
-    tuned = planned("method.variant=paper", "method.alphas=[0.5]", "seed=3,4", name="emoji/wise_ft")
+    tuned = planned(
+        "method.variant=released", "method.alphas=[0.5]", "seed=3,4", name="emoji/wise_ft"
+    )
     (cell,) = tuned.cells(tuned.columns[-1])
     needed = cell.needs["fine_tune"].recipe
-    expected = load_recipe("emoji/fine_tune", parsed(["method.variant=paper"]))
+    expected = load_recipe("emoji/fine_tune", parsed(["method.variant=released"]))
     assert needed.method == expected.method and needed.seed == 4
 
 

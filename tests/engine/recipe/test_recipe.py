@@ -87,7 +87,7 @@ def test_resolved_recipe_is_a_recipe(tmp_path):
 
 @pytest.mark.parametrize("name", ["emoji/ewc", "emoji/greedy_soup", "emoji_tuned/lp_ft"])
 def test_what_a_cell_needs_is_dumped_with_it(name, tmp_path):
-    words = ["optimizer.lr=1e-5", "train.epochs=7", "method.variant=paper"]
+    words = ["optimizer.lr=1e-5", "train.epochs=7", "method.variant=released"]
     cell = plan_cell(name, parsed(words))
     saved = write(tmp_path / "resolved.yaml", cell.dump())
     assert plan_cell(saved) == cell
@@ -130,7 +130,7 @@ def test_a_recipe_with_other_values_is_what_these_settings_load():
     settings = {
         "optimizer.lr": 1e-05,
         "train.warmup_steps": 0,
-        "method.variant": "paper",
+        "method.variant": "released",
         "seed": 7,
     }
     base = load_recipe("emoji", method="ewc")

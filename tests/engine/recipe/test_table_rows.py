@@ -12,10 +12,10 @@ from engine.recipe.resolve import load_recipe
 ROWS = """\
 extends: emoji
 methods:
-  ewc_paper: {base: ewc, method: {variant: paper}}
+  ewc_released: {base: ewc, method: {variant: released}}
   ewc_strong: {base: ewc, method: {lam: 10.0}, optimizer: {lr: 0.001}}
   third: {base: wise_ft}
-  named: {base: soup, title: All of them, method: {variant: paper}}
+  named: {base: soup, title: All of them, method: {variant: released}}
   two: {base: ensemble, method: {members: [pre, ewc]}}
 """
 
@@ -29,18 +29,18 @@ def campaign(tmp_path) -> str:
 
 def test_a_row_has_its_bases_settings_and_over_them_its_own(campaign):
     base = load_recipe(campaign, method="ewc")
-    paper = load_recipe(campaign, method="ewc_paper")
+    released = load_recipe(campaign, method="ewc_released")
     strong = load_recipe(campaign, method="ewc_strong")
-    assert (paper.method.module, paper.method.name) == ("ewc", "ewc")
-    assert (base.method.variant, paper.method.variant) == ("canonical", "paper")
+    assert (released.method.module, released.method.name) == ("ewc", "ewc")
+    assert (base.method.variant, released.method.variant) == ("original", "released")
     assert (base.method.fisher_images, strong.method.fisher_images) == (400, 400)
-    assert (base.method.lam, paper.method.lam, strong.method.lam) == (1.0, 1.0, 10.0)
+    assert (base.method.lam, released.method.lam, strong.method.lam) == (1.0, 1.0, 10.0)
     assert (base.optimizer.lr, strong.optimizer.lr) == (3e-4, 1e-3)
 
 
 def test_a_title_is_the_bases_with_what_differs_unless_it_is_given(campaign):
     for name, title in (
-        ("ewc_paper", "EWC (paper)"),
+        ("ewc_released", "EWC (released)"),
         ("ewc_strong", "EWC, lam 10.0, optimizer.lr 0.001"),
         ("named", "All of them"),
     ):
@@ -48,19 +48,20 @@ def test_a_title_is_the_bases_with_what_differs_unless_it_is_given(campaign):
 
 
 def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campaign):
-    assert methods_of(campaign, parsed(["methods=[third,ewc_paper]"])) == [
-        "ewc_paper",
+    assert methods_of(campaign, parsed(["methods=[third,ewc_released]"])) == [
+        "ewc_released",
         "third",
     ]
     assert (
-        load_recipe(campaign, parsed(["methods=[third,ewc_paper]"])).method.title == "EWC (paper)"
+        load_recipe(campaign, parsed(["methods=[third,ewc_released]"])).method.title
+        == "EWC (released)"
     )
     ewc = plan_cell(campaign, method="named").needs["ewc"].recipe.method
-    assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
+    assert (ewc.variant, ewc.fisher_images) == ("released", 400)
     assert [*plan_cell(campaign, method="two").needs] == ["ewc"]
-    settings = {"method.variant": "canonical", "method.members": ()}  # options of its own stay
+    settings = {"method.variant": "original", "method.members": ()}  # options of its own stay
     cell = plan_cell(campaign, method="named").on("twemoji", settings)
-    assert cell.needs["ewc"].recipe.method.variant == "canonical"
+    assert cell.needs["ewc"].recipe.method.variant == "original"
 
 
 def test_what_a_row_needs_has_its_settings_though_a_list_leaves_it_out(tmp_path):

@@ -68,7 +68,7 @@ def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
 def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_path):
     shown = cell(tmp_path, METHOD, "method.strength=2")
     shared = {"name": "mine", "title": "Mine", "module": f"{tmp_path}/mine.py"}
-    shared["variant"] = "canonical"
+    shared["variant"] = "original"
     assert dataclasses.asdict(shown.method) == shared | {"steps": 3, "strength": 2}
     assert shown == cell(tmp_path, METHOD, "method.strength=2")
     options = {"strength": 2.0, "kind": "near", "steps": 3}

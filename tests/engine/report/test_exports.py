@@ -39,7 +39,7 @@ def test_every_table_is_there_as_csv_parquet_and_latex(written):
 @pytest.mark.slow
 def test_no_text_of_a_record_forges_a_line_or_steers_a_terminal(tmp_path):
     forged = "FT\nerror: forged\r\x1b[31m\u2028"
-    row = Row("fine_tune", {"method.variant": "canonical", "optimizer.name": forged})
+    row = Row("fine_tune", {"method.variant": "original", "optimizer.name": forged})
     run = reports.finished(
         tmp_path,
         methods={"fine_tune": forged, "ewc": "EWC", "wise_ft": "WiSE-FT"},
@@ -90,10 +90,10 @@ def test_a_csv_has_numbers_with_eight_digits(tmp_path):
 
 def test_the_papers_table_has_a_caption_a_label_and_the_best_in_bold(written):
     folder, sections_written = written
-    (table,) = [t for section in sections_written for t in section.tables if t.name == "paper"]
-    text = (folder / "tables/paper.tex").read_text()
+    (table,) = [t for section in sections_written for t in section.tables if t.name == "ri"]
+    text = (folder / "tables/ri.tex").read_text()
     assert r"\caption{RI in points, by downstream dataset" in text
-    assert r"\label{tab:paper}" in text
+    assert r"\label{tab:ri}" in text
     best = table.data.loc[table.data["mRI_pts"].idxmax()]
     (row,) = [line for line in text.splitlines() if line.startswith(str(best["method"]))]
     assert rf"& \textbf{{{best['mRI_pts']:+.1f} {{[}}" in row

@@ -69,7 +69,11 @@ def test_its_mri_stands_beside_ours_over_the_columns_of_the_campaign(tmp_path):
             ri.append(np.mean([after[name] - before[name] for name in FOLDERS if name != down]))
         expected[key] = np.mean(ri)
     published = read_released(tmp_path)
-    arms = (("fine_tune", "canonical", None), ("ewc", "paper", None), ("wise_ft", "paper", 0.5))
+    arms = (
+        ("fine_tune", "original", None),
+        ("ewc", "released", None),
+        ("wise_ft", "released", 0.5),
+    )
     for sets, is_known in (([*FOLDERS], True), (["imagenet_r", "imagenet_a"], False)):
         made = beside(published, MODEL, sets, sets, arms)
         found = {row.key: made.published_mri(row) for row in rows(made.arms)}
@@ -127,7 +131,7 @@ def test_a_users_file_of_published_numbers_gives_its_last_version(tmp_path):
 
 
 def test_published_changes_stand_beside_plain_fine_tuning_of_their_model():
-    arms = [(method, "canonical", None) for method in ("fine_tune", "ewc")]
+    arms = [(method, "original", None) for method in ("fine_tune", "ewc")]
     made = beside(read_published(), "OpenAI", ["imagenet_a", "imagenet_r"], [UPSTREAM], arms)
     data = changes.tuned_outside(made).tables[0].data.set_index(["method", "evaluated_on"])
     change = data["published_change_pts"]
@@ -141,7 +145,7 @@ def test_published_methods_stand_beside_those_fine_tuned_on_the_training_set():
     sets = [name for name in published.sets if name != UPSTREAM]
     tuned = published.models[model].fine_tuned["imagenet_train"]
     names, alphas = {name: name for name in (*tuned, "ewc")}, {"wise_ft": 0.5}
-    arms = [(name, "canonical", alphas.get(name)) for name in names]
+    arms = [(name, "original", alphas.get(name)) for name in names]
     made = beside(published, model, sets, ["imagenet_train"], arms, methods=names)
     data = changes.tuned_outside(made).tables[0].data
     shown = data.assign(method=data["method"].str.split(",").str[0])
@@ -166,7 +170,7 @@ def ranked(made: Results) -> pandas.DataFrame:
 
 def test_published_numbers_stand_beside_those_of_their_model_and_variant_only():
     slides, sets, clip = read_published(), [*SETS], "LAION-2B"
-    arms = [("fine_tune", "canonical", None), ("lwf", "canonical", None), ("lwf", "paper", None)]
+    arms = [("fine_tune", "original", None), ("lwf", "original", None), ("lwf", "released", None)]
     made = beside(slides, clip, sets, sets, arms, upstream="up")
     assert "published_mRI_pts" not in ranked(made)  # ours is over three sets
     slides = msgspec.structs.replace(slides, sets=dict.fromkeys([*SETS, "up"], ""))
@@ -174,7 +178,7 @@ def test_published_numbers_stand_beside_those_of_their_model_and_variant_only():
     for model in (clip, "vit_base_patch16_clip_224.laion2b_ft_in1k"):
         shown = ranked(beside(slides, model, sets, sets, arms, upstream="up"))
         shown = shown["published_mRI_pts"].dropna()
-        assert dict(shown) == {"FT": numbers["fine_tune"], "LwF (paper)": numbers["lwf"]}
+        assert dict(shown) == {"FT": numbers["fine_tune"], "LwF (released)": numbers["lwf"]}
     assert "published_mRI_pts" not in ranked(
         beside(slides, "other", sets, sets, arms, upstream="up")
     )
@@ -186,7 +190,7 @@ def test_fine_tuning_upstream_has_a_published_mri_over_the_sets_of_the_campaign(
     of = slides.models["LAION-2B"]
     of = msgspec.structs.replace(of, fine_tuned={"up": of.fine_tuned[UPSTREAM]})
     slides = msgspec.structs.replace(slides, sets=names, models={"LAION-2B": of})
-    arms = [(method, "canonical", None) for method in ("fine_tune", "lwf")]
+    arms = [(method, "original", None) for method in ("fine_tune", "lwf")]
     after = of.fine_tuned["up"]["fine_tune"]
     for sets in (["a", "b"], ["a", "b", "c"]):
         made = beside(slides, "LAION-2B", sets, ["up"], arms, upstream="up")

@@ -156,7 +156,7 @@ def test_models_that_are_all_right_upstream_leave_a_page_without_effective_robus
         cells = [
             (model, method, variant, None, "", downstream, on, 100 if on == "up" else 40)
             for model in models
-            for method, variant, downstreams in ((PRE, "", [""]), ("fine_tune", "canonical", SETS))
+            for method, variant, downstreams in ((PRE, "", [""]), ("fine_tune", "original", SETS))
             for downstream in downstreams
             for on in (*SETS, "up")
         ]
@@ -178,7 +178,7 @@ def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
 def test_fine_tuning_upstream_shows_each_set_and_the_mean_change():
     arms = {(method, None, ""): (95, 50) for method in ("fine_tune", "lwf")}
     upstream = [
-        ("lite0", method, "canonical", alpha, "", "up", on, 100 if on == "up" else 30)
+        ("lite0", method, "original", alpha, "", "up", on, 100 if on == "up" else 30)
         for method, alpha, _ in arms
         for on in (*SETS, "up")
     ]

@@ -144,7 +144,7 @@ def campaign(shift=None, seed=0) -> list[tuple]:
     cells = [("lite0", PRE, "", None, "", "", on, value) for on, value in BEFORE.items()]
     for method, mean in shift.items():
         for alpha in (0.0, 0.5, 1.0) if method == "wise_ft" else (None,):
-            arm, is_row = ("lite0", method, "canonical", alpha, ""), alpha in (None, 0.5)
+            arm, is_row = ("lite0", method, "original", alpha, ""), alpha in (None, 0.5)
             cells += [
                 (*arm, i, j, BEFORE[j] + (30 if i == j else mean) + rng.normal(), is_row)
                 for i in SETS
@@ -175,11 +175,11 @@ def test_the_order_of_sets_and_rows_and_every_mean():
 
 def test_rows_name_variants_and_methods_nobody_titled():
     cells = campaign()
-    cells += [(*c[:2], "paper", *c[3:7], c[7] - 1) for c in cells if c[1] == "fine_tune"]
+    cells += [(*c[:2], "released", *c[3:7], c[7] - 1) for c in cells if c[1] == "fine_tune"]
     cells += [("lite0", "mine", *c[2:7], c[7] - 4) for c in cells if c[1] == "lwf"]
     made = arranged(cells)
-    assert list(made.shown["method"]) == ["FT", "FT (paper)", "LwF", "WiSE-FT", "mine"]
-    assert list(made.ranked()["method"]) == ["WiSE-FT", "LwF", "FT", "FT (paper)", "mine"]
+    assert list(made.shown["method"]) == ["FT", "FT (released)", "LwF", "WiSE-FT", "mine"]
+    assert list(made.ranked()["method"]) == ["WiSE-FT", "LwF", "FT", "FT (released)", "mine"]
 
 
 def test_table_shows_every_number_in_place():

@@ -22,7 +22,7 @@ def rows(missing: bool = False) -> list[dict]:
             for on in (*SETS, "up"):
                 values = rng.random(len(BLOCKS))
                 for seed, shift in ((0, -0.1), (1, 0.1)):
-                    cell = {"model": "lite0", "method": method, "variant": "canonical"}
+                    cell = {"model": "lite0", "method": method, "variant": "original"}
                     cell |= {"alpha": None, "setting": "", "downstream": downstream}
                     shifted = [float(value + shift) for value in values]
                     if missing and (method, downstream, on) == ("lwf", "a", "b"):
@@ -76,7 +76,7 @@ def test_sets_that_differ_do_not_turn_the_headings_direction():
         for here, downstream in enumerate(names):
             for place, on in enumerate(names):
                 value, noise = 10 * place - 2 * here, rng.normal(scale=0.3)
-                arm = ("lite0", method, "canonical", None, "", downstream, on)
+                arm = ("lite0", method, "original", None, "", downstream, on)
                 cells.append((*arm, 50 + 10 * place + 2 * here + noise))
                 blocks = dict.fromkeys(BLOCKS, 0.5 + value / 200)
                 cell = dict(zip(Arm._fields, arm[:5], strict=True)) | {"downstream": downstream}

@@ -20,7 +20,7 @@ def made(**values) -> Results:
     for model, (before, *after) in ACCURACY.items():
         cells += [(model, PRE, "", None, "", "", on, before) for on in (*SETS, "up")]
         for method, accuracy in zip(TITLES, after, strict=True):
-            arm = (model, method, "canonical", None, "")
+            arm = (model, method, "original", None, "")
             cells += [(*arm, i, j, 70 if i == j else accuracy) for i in SETS for j in (*SETS, "up")]
     return of_cells(cells, **{"samples_seen": SEEN, **values})
 
@@ -67,7 +67,7 @@ def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets():
     """Where the set fine-tuned on is none of the others, the two accuracies are of unlike sets."""
     before = {name: 40 + 10 * k for k, name in enumerate((*SETS, "up"))}
     cells = [("lite0", PRE, "", None, "", "", on, accuracy) for on, accuracy in before.items()]
-    cells += [("lite0", "fine_tune", "canonical", None, "", "up", on, 30) for on in before]
+    cells += [("lite0", "fine_tune", "original", None, "", "up", on, 30) for on in before]
     section = ranking.trade_off(of_cells(cells, downstreams=["up"]))
     points = section.figures[0].data.set_index("label")
     assert points.loc["pretrained", "on_downstream_dataset_pct"] == before["up"] == 70
