@@ -157,9 +157,10 @@ def predictions(
     from engine.campaigns.find_campaign import find_campaign
     from engine.measures import metrics
     from engine.measures import predictions as stored
+    from engine.measures.rows import TEST, of_role
     from engine.recipe.overrides import parsed
 
-    rows = find_campaign(name, parsed(settings)).evaluations
+    rows = of_role(find_campaign(name, parsed(settings)).evaluations, TEST)
     names = _names(sets, sorted({row.evaluated_on for row in rows}))
     frames = []
     for row in rows:

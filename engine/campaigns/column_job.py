@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,19 @@ from engine.evaluation import cka, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.measures import predictions
-from engine.measures.rows import STEP, Arm, Diverged, Evaluation, ModelOnSet, Setting
+from engine.measures.rows import (
+    PROBE,
+    REPLICATE,
+    SEEN,
+    STEP,
+    TEST,
+    Arm,
+    Diverged,
+    Evaluation,
+    ModelOnSet,
+    Role,
+    Setting,
+)
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store, hash_once
@@ -152,6 +164,21 @@ def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
     return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
 
 
+def _judged_on(run: Run, column: Column, entry: Entry) -> Iterator[tuple[str, str, Role]]:
+    """The datasets that a model of a column is evaluated on, each with its split and the role."""
+    dataset, downstream = run.recipe.dataset, run.recipe.downstream
+    for name in dataset.evaluated_sets:
+        yield name, run.recipe.split_of(name), REPLICATE if column.is_replicate else TEST
+    if not entry.headline or column.is_replicate:
+        return
+    for name in dataset.evaluated_sets:
+        if is_judged_seen(run, name, [downstream]):
+            yield name, "train", SEEN
+    if not isinstance(entry.mix, Ensemble):  # which has no features
+        for name in dataset.probe_sets:
+            yield name, "holdout", PROBE
+
+
 def part_of_column(
     plan: Plan,
     column: Column,
@@ -161,8 +188,8 @@ def part_of_column(
     """The part of a column. models: each row's cell, and its models, which are evaluated; none for
     a row whose training diverged."""
     run = rows[0]
-    names, probes = run.recipe.dataset.evaluated_sets, run.recipe.dataset.probe_sets
-    evaluations, seen, probe_sets, blocks = [], [], [], []
+    names = run.recipe.dataset.evaluated_sets
+    evaluations, blocks = [], []
     folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
     diverged = []
     for method, row in zip(itertools.cycle(plan.methods), rows):  # for each seed
@@ -180,44 +207,34 @@ def part_of_column(
             arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
             of_row = recipe.seed, entry.headline, cell.artifact.has(HISTORY)
             is_shown = entry.headline and not column.is_replicate
-            for name in probes if is_shown and not isinstance(mix, Ensemble) else ():
+            for name, split, role in _judged_on(row, column, entry):
                 on_set = ModelOnSet(*arm, recipe.downstream, name)
-                path = passes.predicted(run, mix, name, "holdout")
-                probe_sets.append(Evaluation(*on_set.key, path, *of_row))
+                path = passes.predicted(run, mix, name, split)
+                evaluations.append(Evaluation(*on_set.key, path, *of_row, role))
+            is_compared = recipe.evaluate.cka and (is_shown or STEP in entry.setting)
+            if isinstance(mix, Ensemble) or not is_compared:
+                continue
             for name in names:
                 on_set = ModelOnSet(*arm, recipe.downstream, name)
-                path = passes.predicted(run, mix, name, recipe.split_of(name))
-                evaluations.append(Evaluation(*on_set.key, path, *of_row))
-                if is_shown and is_judged_seen(run, name, [recipe.downstream]):
-                    path = passes.predicted(run, mix, name, "train")
-                    seen.append(Evaluation(*on_set.key, path, *of_row))
-                is_compared = recipe.evaluate.cka and (is_shown or STEP in entry.setting)
-                if is_compared and not isinstance(mix, Ensemble):  # which has no features
-                    values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
-                    blocks.append({**dataclasses.asdict(on_set), **values})
-    return models_part(run, evaluations, seen, probe_sets, folders, blocks, diverged)
+                values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
+                blocks.append({**dataclasses.asdict(on_set), **values})
+    return models_part(run, evaluations, folders, blocks, diverged)
 
 
 def models_part(
     run: Run,
     evaluations: Sequence[Evaluation],
-    seen: Sequence[Evaluation],
-    probe_sets: Sequence[Evaluation],
     folders: Mapping[str, Iterable[Path]],
     blocks: Sequence[dict[str, Any]] = (),
     diverged: Sequence[Diverged] = (),
 ) -> Models:
     """A part with paths relative to the store. folders: by method, `Models.cells`."""
     root = run.store.root
-
-    def below(rows: Sequence[Evaluation]) -> list[Evaluation]:
-        return [dataclasses.replace(row, path=row.path.relative_to(root)) for row in rows]
-
-    paths = dict.fromkeys(row.path for row in (*evaluations, *seen, *probe_sets))
+    paths = dict.fromkeys(row.path for row in evaluations)
     return Models(
-        evaluations=below(evaluations),
-        seen=below(seen),
-        probe_sets=below(probe_sets),
+        evaluations=[
+            dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
+        ],
         files={path.relative_to(root).as_posix(): hash_once(path) for path in paths},
         cells={
             method: sorted(folder.relative_to(root).as_posix() for folder in of_method)

@@ -6,13 +6,14 @@ Also the settings in which they differ, and the software that made their cells.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.campaigns.plan import Plan
 from engine.campaigns.record import FinishedCampaign
 from engine.errors import CampaignError
-from engine.measures.rows import PRE, Arm, Evaluation
+from engine.measures.rows import PRE, REPLICATE, TEST, Arm, Evaluation, of_role
 from engine.model_files.descriptions import VERSIONS
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
@@ -105,7 +106,8 @@ def _joined(runs: Sequence[FinishedCampaign]) -> Grid:
     )
     if len(sets) < 2 or not columns:
         raise CampaignError("the campaigns share no downstream dataset, or fewer than two datasets")
-    seeds = [sorted({row.seed for row in run.evaluations if row.method != PRE}) for run in runs]
+    tests = [of_role(run.evaluations, TEST) for run in runs]
+    seeds = [sorted({row.seed for row in rows if row.method != PRE}) for rows in tests]
     count = min(map(len, seeds))
 
     def kept(k: int, rows: Sequence[Evaluation]) -> Iterator[Evaluation]:
@@ -115,10 +117,11 @@ def _joined(runs: Sequence[FinishedCampaign]) -> Grid:
             if row.headline and on_shared and seed < count:
                 yield dataclasses.replace(row, model=f"{k} {row.model}", seed=seed)
 
-    rows = [row for k, run in enumerate(runs) for row in kept(k, run.evaluations)]
-    repeated = [[*kept(k, run.replicates)] for k, run in enumerate(runs)]
-    again = [row for of in repeated for row in of] if count == 1 and all(repeated) else []
-    return metrics.gather(rows, sets, "", columns, replicates=again)
+    rows = [row for k, of_run in enumerate(tests) for row in kept(k, of_run)]
+    repeated = [[*kept(k, of_role(run.evaluations, REPLICATE))] for k, run in enumerate(runs)]
+    if count == 1 and all(repeated):
+        rows += itertools.chain(*repeated)
+    return metrics.gather(rows, sets, "", columns)
 
 
 class Difference(NamedTuple):

@@ -14,7 +14,7 @@ from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError
 from engine.measures import image_changes
-from engine.measures.rows import PRE, STEP, Evaluation, Setting
+from engine.measures.rows import PRE, REPLICATE, STEP, TEST, Evaluation, Setting, of_role
 from engine.store.artifacts import MARKER
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -78,12 +78,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
             f"on {first.downstream}: lower optimizer.lr, or set train.clip=1"
         )
     trained = [part for column, part in parts.items() if not column.is_replicate]
-    evaluations = [row for part in (shared.before, *trained) for row in part.evaluations]
-    seen = [row for part in (shared.before, *trained) for row in part.seen]
-    replicates = [
-        row for column, part in parts.items() if column.is_replicate for row in part.evaluations
-    ]
-    probe_sets = [row for part in (shared.before, *trained) for row in part.probe_sets]
+    evaluations = [row for part in (shared.before, *parts.values()) for row in part.evaluations]
     cells: set[str] = set()
     sums: dict[str, str] = {}
     for part in (shared.before, *parts.values()):
@@ -91,14 +86,15 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         for name, sha256 in part.files.items():
             checked_file(place, name, sha256)
             sums[name] = sha256
-    rows = [*evaluations, *replicates, *seen, *probe_sets]
-    artifacts = sorted({*cells, *(row.path.parent.as_posix() for row in rows)})
+    artifacts = sorted({*cells, *(row.path.parent.as_posix() for row in evaluations)})
     for name in artifacts:
         if not place.store_root.has(f"{name}/{MARKER}"):
             raise FileNotFoundError(
                 f"{place.store / name} is missing: run the campaign again to make it"
             )
-    settings = dict.fromkeys(row.setting.without(STEP) for row in evaluations if row.downstream)
+    settings = dict.fromkeys(
+        row.setting.without(STEP) for row in of_role(evaluations, TEST) if row.downstream
+    )
     record = Record(
         name=plan.name,
         benchmark=dataset.name,
@@ -107,23 +103,20 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         downstreams=list(dict.fromkeys(c.downstream for c in columns if not c.is_replicate)),
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
-        settings=_settings(plan, shared, evaluations, replicates),
+        settings=_settings(plan, shared, evaluations),
         rows=[_row(name, row) for name, row in plan.rows.items()],
         credits=shared.credits,
         contact_sheet=shared.contact_sheet,
         holdout=dataset.holdout > 0,
         distances=distances.matrix,
         evaluations=evaluations,
-        replicates=replicates,
-        files={name: sums[name] for name in dict.fromkeys(row.path.as_posix() for row in rows)},
+        files={row.path.as_posix(): sums[row.path.as_posix()] for row in evaluations},
         cka=[row for part in trained for row in part.cka] if plan.recipe.evaluate.cka else None,
         sweep=list(settings) if plan.is_sweep else None,
         classes=shared.classes,
         attempts=[a for a in job_states.attempts(job_states.read_jobs(plan)) if a.stage != REPORT],
         artifacts=artifacts,
         families=dataset.families,
-        seen=seen,
-        probe_sets=probe_sets,
         diverged=diverged,
         limit=dataset.limit,
         evaluate_on=dataset.evaluate_on,
@@ -133,7 +126,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         return record
     from engine.data import thumbnails  # late: it imports what draws the emoji
 
-    changes = image_changes.of(FinishedCampaign(record, place).evaluations)
+    changes = image_changes.of(of_role(FinishedCampaign(record, place).evaluations, TEST))
     shown = thumbnails.of_changes(_packs(plan, shared), changes)
     return dataclasses.replace(record, thumbnails=shown)
 
@@ -151,15 +144,12 @@ def _packs(plan: Plan, shared: Preparation) -> dict[str, Pack]:
     return packs
 
 
-def _settings(
-    plan: Plan,
-    shared: Preparation,
-    evaluations: Sequence[Evaluation],
-    replicates: Sequence[Evaluation],
-) -> dict[str, Any]:
+def _settings(plan: Plan, shared: Preparation, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The settings that the report shows, by heading."""
     recipe = plan.recipe
-    model, seeds = recipe.model, sorted({row.seed for row in evaluations if row.method != PRE})
+    model, trained = recipe.model, [row for row in evaluations if row.method != PRE]
+    seeds = sorted({row.seed for row in of_role(trained, TEST)})
+    replicates = of_role(trained, REPLICATE)
     first, last = seeds[0], seeds[-1]
     is_range = seeds == list(range(first, last + 1))
     several = f"{first} to {last}" if is_range else ", ".join(map(str, seeds))

@@ -26,27 +26,24 @@ class Models:
     """Models and their evaluations. Paths are relative to the store.
 
     Attributes:
-        evaluations: every model on every dataset.
-        seen: evaluations for `Record.seen`.
+        evaluations: every model on every dataset, in all roles.
         files: SHA-256 of each file of predictions, by path.
         cells: by method, the folders of its cells and of the cells that they average, without
             snapshots, whose weights are removed after evaluation.
         cka: as `Record.cka`.
-        probe_sets, diverged: as in the record.
+        diverged: as in the record.
     """
 
     evaluations: list[Evaluation]
-    seen: list[Evaluation]
     files: dict[InnerPath, str]
     cells: dict[str, list[InnerPath]]
     cka: list[dict[str, Any]] = field(default_factory=list)
-    probe_sets: list[Evaluation] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        rows = [*self.evaluations, *self.seen, *self.probe_sets]
-        lacking = {row.path.as_posix() for row in rows} - self.files.keys()
-        lacking |= {row.method for row in rows if row.method != PRE} - self.cells.keys()
+        lacking = {row.path.as_posix() for row in self.evaluations} - self.files.keys()
+        methods = {row.method for row in self.evaluations if row.method != PRE}
+        lacking |= methods - self.cells.keys()
         if lacking:
             raise ValueError(f"nothing is said of {min(lacking)}")
 
@@ -97,13 +94,10 @@ def select_rows(part: Models, names: Mapping[str, str]) -> Models:
         kept = (row for row in rows if row.method in names)
         return [dataclasses.replace(row, method=names[row.method]) for row in kept]
 
-    evaluations, seen = selected(part.evaluations), selected(part.seen)
-    probe_sets = selected(part.probe_sets)
-    paths = {row.path.as_posix() for row in (*evaluations, *seen, *probe_sets)}
+    evaluations = selected(part.evaluations)
+    paths = {row.path.as_posix() for row in evaluations}
     return Models(
         evaluations=evaluations,
-        seen=seen,
-        probe_sets=probe_sets,
         files={name: sha256 for name, sha256 in part.files.items() if name in paths},
         cells={name: part.cells[theirs] for theirs, name in names.items()},
         cka=[row | {"method": names[row["method"]]} for row in part.cka if row["method"] in names],

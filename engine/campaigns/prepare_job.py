@@ -18,7 +18,7 @@ from engine.evaluation import cka, features, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.machine.programs import NoAnswer, answer
-from engine.measures.rows import PRE, Arm, Evaluation
+from engine.measures.rows import PRE, PROBE, SEEN, TEST, Arm, Evaluation, Role
 from engine.recipe.schema import DatasetRecipe
 from engine.run import Run
 from engine.store import cells
@@ -76,17 +76,18 @@ def part_of_preparation(plan: Plan, run: Run) -> Preparation:
     sets, dataset, base = run.sets, run.recipe.dataset, {run.base.name: 1.0}
     names = dataset.evaluated_sets
 
-    def evaluation(name: str, split: str) -> Evaluation:
+    def evaluation(name: str, split: str, role: Role) -> Evaluation:
         arm = Arm(run.recipe.model.name, PRE, "", None)
-        return Evaluation(*arm, "", name, passes.predicted(run, base, name, split))
+        return Evaluation(*arm, "", name, passes.predicted(run, base, name, split), role=role)
 
-    evaluations = [evaluation(name, run.recipe.split_of(name)) for name in names]
-    seen = [evaluation(n, "train") for n in names if is_judged_seen(run, n, plan.needed)]
-    probe_sets = [evaluation(name, "holdout") for name in dataset.probe_sets]
+    evaluations = [evaluation(name, run.recipe.split_of(name), TEST) for name in names]
+    is_seen = (name for name in names if is_judged_seen(run, name, plan.needed))
+    evaluations += [evaluation(name, "train", SEEN) for name in is_seen]
+    evaluations += [evaluation(name, "holdout", PROBE) for name in dataset.probe_sets]
     packs = {name: sets[name].pack for name in names}
     credits, runs = _credits(dataset), plan.place.runs
     return Preparation(
-        before=models_part(run, evaluations, seen, probe_sets, {PRE: [run.base.artifact.folder]}),
+        before=models_part(run, evaluations, {PRE: [run.base.artifact.folder]}),
         head=_head(run) if run.recipe.head_set else "",
         classes=imagenet.readable(sets.classes),
         device=run.device.type,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,9 +70,8 @@ class Record:
         contact_sheet: example images as a PNG in base64, or empty.
         holdout: whether downstream datasets have a held-out split.
         distances: distances between datasets, which `matrix` reads, or None.
-        evaluations: every model on every dataset.
+        evaluations: every model on every dataset, in all roles.
         files: SHA-256 of each file of predictions, by path.
-        replicates: evaluations of columns that were trained again with another seed.
         cka: CKA by block, one row per headline model or snapshot and dataset; None without
             `evaluate.cka`.
         sweep: settings of a sweep, in order; None for other campaigns.
@@ -84,12 +82,8 @@ class Record:
         missing: columns that an unfinished campaign lacks.
         artifacts: store folders from which the numbers and the rows' models are made.
         families: datasets by maker (`dataset.families`).
-        seen: evaluations of models on photos that they were trained on in another dataset, and of
-            the pretrained model on all such photos (`leak`).
         samples_seen: `model.samples_seen` by model, where it is known.
         limit: images per dataset in a smoke run; 0 for other campaigns.
-        probe_sets: evaluations of heads that were fitted on each model's features of
-            `dataset.probe_sets`.
         diverged: trainings that diverged in a setting that the campaign tries. No evaluation is of
             such a method and setting, on any downstream dataset.
     """
@@ -109,7 +103,6 @@ class Record:
     distances: dict[str, Any] | None
     evaluations: list[Evaluation]
     files: dict[InnerPath, str]
-    replicates: list[Evaluation] = field(default_factory=list)
     cka: list[dict[str, Any]] | None = None
     sweep: list[Setting] | None = None
     classes: list[str] = field(default_factory=list)
@@ -118,10 +111,8 @@ class Record:
     missing: list[MissingColumn] = field(default_factory=list)
     artifacts: list[InnerPath] = field(default_factory=list)
     families: dict[str, list[str]] = field(default_factory=dict)
-    seen: list[Evaluation] = field(default_factory=list)
     limit: int = 0
     evaluate_on: list[Name] = field(default_factory=list)
-    probe_sets: list[Evaluation] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)
     samples_seen: dict[str, int] = field(default_factory=dict)
 
@@ -144,24 +135,7 @@ class FinishedCampaign:
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
         """The evaluations with absolute paths. Raises DamagedFile for a missing or altered file."""
-        return self._found(self.record.evaluations)
-
-    @functools.cached_property
-    def seen(self) -> list[Evaluation]:
-        """`Record.seen` with absolute paths."""
-        return self._found(self.record.seen)
-
-    @functools.cached_property
-    def replicates(self) -> list[Evaluation]:
-        """`Record.replicates` with absolute paths."""
-        return self._found(self.record.replicates)
-
-    @functools.cached_property
-    def probe_sets(self) -> list[Evaluation]:
-        """`Record.probe_sets` with absolute paths."""
-        return self._found(self.record.probe_sets)
-
-    def _found(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
+        rows = self.record.evaluations
         names = dict.fromkeys(str(row.path) for row in rows)
         paths = {name: self._checked(name) for name in names}
         return [dataclasses.replace(row, path=paths[str(row.path)]) for row in rows]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.campaigns.find_campaign import find_campaign
 from engine.commands import refuse_overwriting
 from engine.machine.terminal import announce
+from engine.measures.rows import TEST, of_role
 
 if TYPE_CHECKING:
     from engine.exchange.export import DescribedModel
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     if campaign is None:
         row = export.row_of_cell(folder.resolve(), arguments.alpha)
     else:
-        evaluation = export.choose(campaign.record.evaluations, vars(arguments))
+        evaluation = export.choose(of_role(campaign.record.evaluations, TEST), vars(arguments))
         row = export.row_of_campaign(campaign, evaluation)
         card = card_of_campaign(campaign, evaluation, results_of(campaign))
     if arguments.classes:

@@ -31,7 +31,7 @@ from engine.data.kinds import kind_of
 from engine.exchange.cards import CARD
 from engine.exchange.publish import KEYS, keys_of, without_distances
 from engine.measures import predictions
-from engine.measures.rows import PRE, Diverged, Evaluation
+from engine.measures.rows import PRE, PROBE, REPLICATE, SEEN, TEST, Diverged, Evaluation, Role
 from engine.recipe import catalogue, kinds
 from engine.report import finish, results_file
 from engine.report.results import Results, of_campaign
@@ -210,16 +210,20 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
     if not is_known or any((row.method, row.setting) in left_out for row in claimed.evaluations):
         yield f"{RECORD}: `diverged` has trainings that {PLAN} does not try, or that are evaluated"
         return
-    needed = {(PRE, "", "", 0)}
+    needed: set[tuple[str, str, str, int, Role]] = {(PRE, "", "", 0, TEST)}
     for column in plan.columns:
         for number, cell in enumerate(plan.cells(column)):
             row = plan.methods[number % len(plan.rows)]
             if (row, column.setting) not in left_out:
-                needed.add((row, str(column.setting), column.downstream, cell.recipe.seed))
-    rows = [*claimed.evaluations, *claimed.replicates]
-    given = {(r.method, str(r.setting), r.downstream, r.seed, r.evaluated_on) for r in rows}
+                role = REPLICATE if column.is_replicate else TEST
+                setting = str(column.setting)
+                needed.add((row, setting, column.downstream, cell.recipe.seed, role))
+    given = {
+        (row.method, str(row.setting), row.downstream, row.seed, row.role, row.evaluated_on)
+        for row in claimed.evaluations
+    }
     wanted = {(*model, name) for model in needed for name in dataset.evaluated_sets}
-    for row, setting, downstream, seed, name in sorted(wanted - given)[:MOST_SHOWN]:
+    for row, setting, downstream, seed, _, name in sorted(wanted - given)[:MOST_SHOWN]:
         words = ", ".join(filter(None, [downstream, setting, f"seed {seed}"]))
         yield f"{RECORD}: {row} ({words}) is not evaluated on {name}"
 
@@ -227,14 +231,13 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
 def _of_predictions(run: FinishedCampaign) -> Iterator[str]:
     """Problems within a file of predictions."""
     root, given = run.place.root, run.record
-    of_head = (*given.evaluations, *given.seen, *given.replicates)
-    rows: list[tuple[Evaluation, float]] = [(row, len(given.classes)) for row in of_head]
-    rows += [(row, np.inf) for row in given.probe_sets]  # which have classes of their own
-    named = {row.path.as_posix() for row, _ in rows}
+    named = {row.path.as_posix() for row in given.evaluations}
     for name in root.files():
         if name.endswith(".parquet") and name not in named:
             yield f"{name}: {RECORD} does not name it"
-    for row, classes in rows:
+    for row in given.evaluations:
+        # Probe sets have classes of their own.
+        classes = np.inf if row.role == PROBE else len(given.classes)
         name = row.path.as_posix()
         path = root.file(name)
         try:
@@ -309,16 +312,16 @@ def _of_images(run: FinishedCampaign, runs: Path, how: dict[str, str]) -> Iterat
     """
     dataset, given = run.plan.recipe.dataset, run.record
     outputs: dict[str, int] = {}  # of the head, by class name
-    named = list(zip((*given.evaluations, *given.seen), (*run.evaluations, *run.seen), strict=True))
+    named = list(zip(given.evaluations, run.evaluations, strict=True))
     for name in dataset.evaluated_sets:
-        of_set = [(row.path, found.path) for row, found in named if row.evaluated_on == name]
-        first, *others = of_set
-        seen = [pair for pair in others if pair[0].parts[0] == "seen"]
+        of_set = [(row, found.path) for row, found in named if row.evaluated_on == name]
+        first = next(pair for pair in of_set if pair[0].role == TEST)
+        seen = [pair for pair in of_set if pair[0].role == SEEN]
         pack = _pack(runs, name, _fingerprints(given)[name])
         count = min(kind_of(dataset, name).expected_images() or 0, MOST_IMAGES)
         how[name] = "as in packs" if pack else "counted" if count else "not checked"
-        for file, path in (first, *seen):
-            table, is_seen = predictions.read(path), file.parts[0] == "seen"
+        for row, path in (first, *seen):
+            file, table, is_seen = row.path, predictions.read(path), row.role == SEEN
             index, whole = table["index"].to_numpy(), np.arange(len(pack) if pack else count)
             if pack is not None:
                 _, train, held_out = splits.of_pack(pack, kinds.of_set(dataset, name))

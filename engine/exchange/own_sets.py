@@ -17,7 +17,7 @@ from engine.evaluation import accuracies, bank
 from engine.evaluation.accuracies import Model, OnSet
 from engine.exchange import export, user_models
 from engine.measures import dynamics, predictions
-from engine.measures.rows import PRE
+from engine.measures.rows import PRE, TEST, of_role
 from engine.store.artifacts import Store
 
 
@@ -65,7 +65,9 @@ def evaluate(
 
 def _models(campaign: FinishedCampaign) -> list[Model]:
     """The model of each row, in the order of tables."""
-    finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
+    finished = [
+        row for row in of_role(campaign.evaluations, TEST) if dynamics.step_of(row.arm) is None
+    ]
     rows = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
     methods = [PRE, *campaign.record.methods]
     return [

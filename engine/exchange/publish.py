@@ -4,7 +4,7 @@
     plan.json  evaluations.json    the campaign's plan and record
     versions.json                  versions of packages, and the processor
     predictions/SET/MODEL.parquet  a row per image: `KEYS`, then the columns of `predictions.read`
-    seen/  replicates/  probe_sets/     predictions of the record's lists of these names
+    seen/  replicates/  probe_sets/     predictions of the other roles (`Evaluation`)
     report/                        results.json and CSV files
     weights/CELL/                  if asked for
     SHA256SUMS                     of all files except the card
@@ -34,7 +34,7 @@ from engine.campaigns.record import FinishedCampaign, Record
 from engine.errors import CampaignError
 from engine.exchange.cards import CARD, render_card
 from engine.measures import predictions
-from engine.measures.rows import Evaluation, ModelOnSet
+from engine.measures.rows import PROBE, REPLICATE, SEEN, TEST, Evaluation, ModelOnSet, Role, of_role
 from engine.model_files.descriptions import CELL, PROMPT, VERSIONS, WEIGHTS
 from engine.report import finish
 from engine.report.results import of_campaign
@@ -43,7 +43,12 @@ from loaders.files.durable import file_hash
 from loaders.files.names import identifier
 from loaders.files.root import Root, move
 
-KINDS = ("predictions", "seen", "replicates", "probe_sets")  # folders of Parquet files
+FOLDERS: dict[Role, str] = {  # of Parquet files
+    TEST: "predictions",
+    SEEN: "seen",
+    REPLICATE: "replicates",
+    PROBE: "probe_sets",
+}
 KEYS = pa.schema(
     [(name, pa.string()) for name in ("model", "method", "variant")]
     + [("alpha", pa.float64())]
@@ -100,12 +105,10 @@ def _write(run: FinishedCampaign, place: PublishedFolder, weights: bool) -> None
 
 def _record(run: FinishedCampaign, root: Root) -> Record:
     """The record with the published predictions, which this writes, and without what is private."""
-    kinds = zip(KINDS, (run.evaluations, run.seen, run.replicates, run.probe_sets), strict=True)
-    rows = {
-        kind: [dataclasses.replace(row, path=Path(_predictions(root, kind, row))) for row in of]
-        for kind, of in kinds
-    }
-    paths = [row.path.as_posix() for of in rows.values() for row in of]
+    evaluations = [
+        dataclasses.replace(row, path=Path(_predictions(root, row))) for row in run.evaluations
+    ]
+    paths = [row.path.as_posix() for row in evaluations]
     private = run.record
     return dataclasses.replace(
         private,
@@ -121,15 +124,12 @@ def _record(run: FinishedCampaign, root: Root) -> Record:
             for attempt in private.attempts
         ],
         artifacts=[],
-        evaluations=rows["predictions"],
-        seen=rows["seen"],
-        replicates=rows["replicates"],
-        probe_sets=rows["probe_sets"],
+        evaluations=evaluations,
         files={name: file_hash(root.file(name)) for name in paths},
     )
 
 
-def _predictions(root: Root, kind: str, row: Evaluation) -> str:
+def _predictions(root: Root, row: Evaluation) -> str:
     """Write an evaluation's predictions; returns their name."""
     stored = predictions.read(row.path)
     values = keys_of(row)
@@ -142,7 +142,7 @@ def _predictions(root: Root, kind: str, row: Evaluation) -> str:
     pq.write_table(pa.table(columns, schema=schema), file, compression="zstd")
     parts = [row.method, row.downstream, row.variant, row.alpha, row.setting, row.model, row.seed]
     label = identifier(",".join(str(part) for part in parts if part not in ("", None, {})))
-    name = f"{kind}/{identifier(row.evaluated_on)}/{label}.parquet"
+    name = f"{FOLDERS[row.role]}/{identifier(row.evaluated_on)}/{label}.parquet"
     root.write(name, file.getvalue())
     return name
 
@@ -184,7 +184,7 @@ def _last(found: re.Match[str]) -> str:
 
 def card(published: Record) -> str:
     """The card of a published campaign, without numbers, which `rib audit` does not read in it."""
-    sets = list(dict.fromkeys(row.evaluated_on for row in published.evaluations))
+    sets = list(dict.fromkeys(row.evaluated_on for row in of_role(published.evaluations, TEST)))
     metadata = DatasetCardData(
         pretty_name=f"Predictions of {published.name} ({published.benchmark})",
         task_categories=["image-classification"],

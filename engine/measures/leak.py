@@ -20,14 +20,12 @@ from engine.measures import bootstrap, metrics, predictions
 from engine.measures.bootstrap import DRAWS
 from engine.measures.metrics import CELL, Grid
 from engine.measures.predictions import Keep, SetPredictions
-from engine.measures.rows import PRE, Evaluation, trained_sets
+from engine.measures.rows import PRE, SEEN, TEST, Evaluation, of_role, trained_sets
 
-SEEN, UNSEEN = "seen", "unseen"
+UNSEEN = "unseen"
 
 
-def of(
-    grid: Grid, held_out: Sequence[Evaluation], seen: Sequence[Evaluation], draws: int = DRAWS
-) -> pandas.DataFrame:
+def of(grid: Grid, every: Sequence[Evaluation], draws: int = DRAWS) -> pandas.DataFrame:
     """The leak of each shown arm: one row per arm, downstream dataset and dataset of RI with the
     same photos. An empty evaluated_on is the mean over these datasets, an empty downstream the mean
     over the downstream datasets. Empty if no dataset of RI shares photos with a downstream dataset.
@@ -36,10 +34,10 @@ def of(
     in accuracy) and leak_pts, with the bounds of their 95% intervals. Held-out photos have classes
     that were trained on, so the leak is not an effect of classes.
 
-    held_out: evaluations on held-out images. seen: evaluations on the others, of models that may
-    have seen them, and of the pretrained model on every dataset that shares photos. Raises
-    ValueError as `metrics.gather`.
+    every: evaluations on held-out images (role `test`) and on images that models saw (`seen`).
+    Raises ValueError as `metrics.gather`.
     """
+    held_out, seen = of_role(every, TEST), of_role(every, SEEN)
     arms = {arm: k for k, arm in enumerate(grid.arms)}
     trained_on = {row.evaluated_on: row.path for row in seen if row.method == PRE}
     of_kind = {SEEN: seen, UNSEEN: [row for row in held_out if row.headline]}

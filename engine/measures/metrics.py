@@ -32,7 +32,16 @@ from scipy import sparse
 from engine.measures import bootstrap, evaluated, predictions, scores, seeds
 from engine.measures.bootstrap import DRAWS
 from engine.measures.photo_disjoint import COLUMNS, related_datasets
-from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, trained_sets
+from engine.measures.rows import (
+    PRE,
+    REPLICATE,
+    TEST,
+    Arm,
+    Evaluation,
+    ModelOnSet,
+    of_role,
+    trained_sets,
+)
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
 
@@ -295,18 +304,18 @@ def gather(
     downstreams: Sequence[str] = (),
     *,
     families: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    replicates: Sequence[Evaluation] = (),
     draws: int = DRAWS,
 ) -> Grid:
-    """Read every evaluation once; cells come in the order of the evaluations.
+    """Read every evaluation of the roles `test` and `replicate` once; cells come in the order of
+    the evaluations.
 
     sets: datasets of RI. downstreams: downstream datasets; empty: `sets`. Other datasets are
-    reported but never part of RI. families: datasets by maker. replicates: evaluations of some
-    columns' second training, with another seed.
+    reported but never part of RI. families: datasets by maker.
 
     Raises ValueError for fewer than two datasets, missing or repeated evaluations, unreadable or
     NaN predictions, and evaluations of one dataset on different images.
     """
+    replicates, evaluations = of_role(evaluations, REPLICATE), of_role(evaluations, TEST)
     evaluated.check(evaluations, sets, downstreams or sets)
     held_out: dict[tuple[Arm, str, int], list[Path]] = {}  # for the pretrained model upstream
     for row in evaluations:

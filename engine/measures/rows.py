@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Scalar = bool | int | float | str  # a value of a varied key
 PRE = "pre"  # the pretrained model in tables, and among the members of soups
 UNION = "+"  # joins the datasets of a column that trains on several; no dataset has it in its name
 TRIAL = "trial"  # key of a column's setting: the number of its trial
 STEP = "step"  # key of a snapshot's setting: its number of optimizer steps
+Role = Literal["test", "seen", "replicate", "probe"]
+TEST: Role = "test"
+SEEN: Role = "seen"
+REPLICATE: Role = "replicate"
+PROBE: Role = "probe"
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
 
 
@@ -120,12 +126,28 @@ class ModelOnSet:
 
 @dataclass(frozen=True)
 class Evaluation(ModelOnSet):
-    """A cell and the file or folder of its predictions (columns: `predictions.read`)."""
+    """A model on a dataset, and the file or folder of its predictions (columns:
+    `predictions.read`).
+
+    seed: of the training; 0 for the pretrained model. headline: whether tables show the arm; other
+    alphas are points of a curve. trains: whether its row is trained, and not a mix of other rows.
+
+    role: `test`: RI and all means are made from these evaluations. `seen`: on photos that the model
+    was trained on in another dataset, and of the pretrained model on all such photos (`leak`).
+    `replicate`: of a column that was trained again with another seed. `probe`: with a head that was
+    fitted on the model's features of one of `dataset.probe_sets`.
+    """
 
     path: Path
-    seed: int = 0  # of the training; the pretrained model has none
-    headline: bool = True  # whether tables show the arm; other alphas are points of a curve
-    trains: bool = True  # whether its row is trained, and not a mix of other rows
+    seed: int = 0
+    headline: bool = True
+    trains: bool = True
+    role: Role = TEST
+
+
+def of_role(evaluations: Iterable[Evaluation], role: Role) -> list[Evaluation]:
+    """The evaluations of a role."""
+    return [row for row in evaluations if row.role == role]
 
 
 @dataclass(frozen=True)

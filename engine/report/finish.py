@@ -13,6 +13,7 @@ from engine.campaigns.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
+from engine.measures.rows import REPLICATE, of_role
 from engine.measures.tables import with_ends, write_csv
 from engine.otdd import distance_matrix
 from engine.report import exports, headline, page, results_file, sections, terminal, tuning
@@ -99,7 +100,7 @@ def _by_seed(results: Results) -> pandas.DataFrame:
     grid, columns = results.grid, [*KEY, "seed", "n", "accuracy"]
     if grid.again is None:
         return grid.trained[columns]
-    seed = {row.seed for row in results.record.replicates}
+    seed = {row.seed for row in of_role(results.record.evaluations, REPLICATE)}
     cells = grid.cells[~np.isnan(grid.again)]
     first = cells.assign(seed=grid.seeds[0])
     again = cells.assign(seed=min(seed), accuracy=grid.again[cells.index])

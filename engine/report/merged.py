@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.campaigns.record import FinishedCampaign, MissingColumn, Record
-from engine.measures.rows import Evaluation
+from engine.measures.rows import REPLICATE, TEST, Evaluation, of_role
 from engine.report.results import Results, of_record
 from loaders.files.durable import short_digest
 
@@ -57,21 +57,20 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
             "over these, so report them separately"
         )
     disagreeing = _disagreeing(records)
-    kinds = ["evaluations", "seen", "probe_sets"]
+    replicates = [of_role(record.evaluations, REPLICATE) for record in records]
     # The rows of a campaign without replicates would appear not to vary over seeds.
-    if all(any(of.downstream in shared for of in record.replicates) for record in records):
-        kinds.append("replicates")
-    kept: dict[str, dict[Any, Evaluation]] = {kind: {} for kind in kinds}
+    all_have_replicates = all(any(of.downstream in shared for of in rows) for rows in replicates)
+    kept: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing, diverged, rows = [], [], [], [], []
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
     samples_seen: dict[str, int] = {}
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
-        for kind, evaluations in kept.items():
-            for row in _renamed(getattr(run, kind), models):
-                if row.downstream in ("", *shared):
-                    evaluations.setdefault((*row.key, row.seed), row)
+        for row in _renamed(run.evaluations, models):
+            is_comparable = row.role != REPLICATE or all_have_replicates
+            if is_comparable and row.downstream in ("", *shared):
+                kept.setdefault((*row.key, row.seed, row.role), row)
         diverged += [row for row in _renamed(record.diverged, models) if row.downstream in shared]
         samples_seen |= {models.get(name, name): n for name, n in record.samples_seen.items()}
         cka += [row | {"model": models.get(row["model"], row["model"])} for row in record.cka or ()]
@@ -109,8 +108,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ],
         families={name: sets for record in records for name, sets in record.families.items()},
     )
-    evaluations = {kind: list(of_kind.values()) for kind, of_kind in kept.items()}
-    return of_record(record, models_csv=models_csv, **evaluations)
+    return of_record(record, list(kept.values()), models_csv)
 
 
 def _renamed(rows: Sequence[Any], models: Mapping[str, str]) -> list[Any]:
@@ -124,7 +122,7 @@ def _disagreeing(records: Sequence[Record]) -> set[str]:
     return {
         row.model
         for record in records
-        for row in record.evaluations
+        for row in of_role(record.evaluations, TEST)
         for file in [record.files[str(row.path)]]
         if hashes.setdefault((*row.key, row.seed), file) != file
     }

@@ -28,7 +28,17 @@ from engine.measures.groups import HALVES, accuracy_by_half
 from engine.measures.groups import of as of_groups
 from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import CELL, Grid
-from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, Setting, trained_sets
+from engine.measures.rows import (
+    DEFAULT_ALPHA,
+    PRE,
+    PROBE,
+    TEST,
+    Arm,
+    Evaluation,
+    Setting,
+    of_role,
+    trained_sets,
+)
 from engine.measures.tables import groups, ordered, with_ends
 from engine.recipe.catalogue import TIMM_MODELS
 from engine.report.published import Published, read_published
@@ -278,32 +288,26 @@ class Results:
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
     """Results from the predictions of a finished campaign; models_csv: as in `of_record`."""
-    more = run.seen, run.replicates, run.probe_sets
-    return of_record(run.record, run.evaluations, models_csv, *more)
+    return of_record(run.record, run.evaluations, models_csv)
 
 
 def of_record(
-    record: Record,
-    evaluations: Sequence[Evaluation],
-    models_csv: Path | None = None,
-    seen: Sequence[Evaluation] = (),
-    replicates: Sequence[Evaluation] = (),
-    probe_sets: Sequence[Evaluation] = (),
+    record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: the user's models for the
-    baseline of effective robustness (`model_rows.read`), instead of published ones. seen,
-    replicates, probe_sets: as in the record, with absolute paths. Raises ValueError if no line can
-    be fitted."""
+    baseline of effective robustness (`model_rows.read`), instead of published ones. Raises
+    ValueError if no line can be fitted."""
     asked = record.sets, record.upstream, record.downstreams
-    grid = metrics.gather(evaluations, *asked, families=record.families, replicates=replicates)
+    grid = metrics.gather(evaluations, *asked, families=record.families)
     results = of_grid(record, grid, _baseline(record, models_csv))
-    changes = image_changes.of(evaluations) if record.classes else []
-    leak, by_group = leaks.of(grid, evaluations, seen), of_groups(grid, evaluations)
+    tests, probes = of_role(evaluations, TEST), of_role(evaluations, PROBE)
+    changes = image_changes.of(tests) if record.classes else []
+    leak, by_group = leaks.of(grid, evaluations), of_groups(grid, tests)
     results = replace(results, leak=leak, image_changes=changes, groups=by_group)
     if record.holdout and results.shown["setting"].any():
-        halves = accuracy_by_half(evaluations, grid.arms)
+        halves = accuracy_by_half(tests, grid.arms)
         results = replace(results, halves=halves)
-    return replace(results, probe_sets=metrics.on_probe_sets(probe_sets)) if probe_sets else results
+    return replace(results, probe_sets=metrics.on_probe_sets(probes)) if probes else results
 
 
 def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:

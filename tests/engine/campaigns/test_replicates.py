@@ -6,6 +6,7 @@ import pytest
 
 from engine import cli
 from engine.campaigns import job_states
+from engine.measures.rows import of_role
 from helpers import campaigns
 
 
@@ -61,7 +62,8 @@ def test_a_replicate_trains_one_column_again_and_leaves_all_cells_as_they_are(
     assert "Models on tinted were trained a second time" in page and "(one training)" not in page
     assert "(one training)" in (plain / "index.html").read_text()
     replicated = campaigns.of_report(report)
-    place, replicates = replicated.place, replicated.record.replicates
+    place = replicated.place
+    replicates = of_role(replicated.record.evaluations, "replicate")
     assert {row.seed for row in replicates} == {1}
     assert {row.downstream for row in replicates} == {"tinted"}
     assert {row.method: row.trains for row in replicates} == {

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.data import splits
+from engine.measures.rows import of_role
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from helpers import campaigns
@@ -45,16 +46,17 @@ def test_models_are_judged_on_photos_that_they_did_not_see_and_the_leak_on_those
     def photos(row) -> set[str]:
         return set(pq.read_table(row.path)["source"].to_pylist())
 
-    every = {row.evaluated_on: photos(row) for row in run.evaluations if not row.downstream}
+    tests, seen = (of_role(run.evaluations, role) for role in ("test", "seen"))
+    every = {row.evaluated_on: photos(row) for row in tests if not row.downstream}
     assert every["outline"] == every["tinted"] == every["upstream"] > every["few"]
-    for row in run.evaluations:
+    for row in tests:
         assert photos(row) == every[row.evaluated_on]  # the same images before and after
-    pairs = {(row.downstream, row.evaluated_on) for row in run.seen if row.downstream}
+    pairs = {(row.downstream, row.evaluated_on) for row in seen if row.downstream}
     assert pairs == {
         (i, j) for i in ("outline", "tinted") for j in (*campaigns.SETS, "upstream") if i != j
     }
-    assert {row.evaluated_on for row in run.seen if not row.downstream} >= {"outline", "tinted"}
-    for row in run.seen:
+    assert {row.evaluated_on for row in seen if not row.downstream} >= {"outline", "tinted"}
+    for row in seen:
         assert photos(row) and photos(row).isdisjoint(every["outline"])
     rows = campaigns.rows(report / "leak.csv")
     of_sets = {(r["downstream"], r["evaluated_on"]) for r in rows if r["evaluated_on"]}

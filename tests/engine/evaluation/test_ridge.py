@@ -79,7 +79,8 @@ def check(run: record.FinishedCampaign, images: Path) -> dict[str, float]:
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
     x = torch.from_numpy((pixels - config.mean) / config.std).permute(0, 3, 1, 2)
     accuracy = {}
-    for of_record, row in zip(run.record.probe_sets, run.probe_sets, strict=True):
+    pairs = zip(run.record.evaluations, run.evaluations, strict=True)
+    for of_record, row in (pair for pair in pairs if pair[0].role == "probe"):
         mix, store = run.mix(of_record), Store(run.place.store)
         states = {name: bank.stored_cell(store, name).state() for name in mix}
         names = next(iter(states.values()))

@@ -57,13 +57,14 @@ class Made:
         columns = {"source": sources[part], "label": label, "index": part}
         columns["top1"] = np.where(hits, label, label + 1)
         pq.write_table(stores.table(hits, **columns), path)
-        return stores.cell(path, method, downstream, on)
+        row = stores.cell(path, method, downstream, on)
+        return replace(row, role="test" if held_out else "seen")
 
     def results(self):
         record = made_results.record(
             self.held_out, sets=list(SETS), downstreams=self.downstreams, methods=TITLES
         )
-        return made_results.of_record(record, self.held_out, None, self.seen)
+        return made_results.of_record(record, [*self.held_out, *self.seen])
 
 
 @pytest.fixture(scope="module")

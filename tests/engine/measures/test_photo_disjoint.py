@@ -161,8 +161,9 @@ def test_a_seed_replicate_says_nothing_of_what_disjoint_mri_is_more(evaluations,
         replicates = []
         for number, row in enumerate(row for row in rows if row.downstream == column):
             is_right = np.random.default_rng(number).random(400) < 0.3
-            replicates.append(replace(answered(row, is_right, tmp_path), seed=1))
-        table = made_results.of_record(record, rows, replicates=replicates).disjoint
+            again = replace(answered(row, is_right, tmp_path), seed=1, role="replicate")
+            replicates.append(again)
+        table = made_results.of_record(record, [*rows, *replicates]).disjoint
         assert table["difference_low"].equals(plain["difference_low"])
         assert (table["disjoint_mRI_low"] < plain["disjoint_mRI_low"]).all()
 

@@ -91,7 +91,8 @@ def check_difference(read, row, variance: float, freedom: int) -> None:
 def test_a_replicate_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
     first, second = (grid(tmp_path / str(k), of_seed(k), METHODS) for k in range(2))
     replicates = [cell for cell in second if cell.downstream == "a"]
-    plain, read = gather(first), gather(first, replicates=[replace(c, seed=1) for c in replicates])
+    again = [replace(cell, seed=1, role="replicate") for cell in replicates]
+    plain, read = gather(first), gather([*first, *again])
     assert plain.cells.equals(read.cells)
 
     def ri(which, method):  # of column `a`
@@ -138,7 +139,8 @@ def test_a_replicate_that_saw_other_images_is_refused(tmp_path):
     first = grid(tmp_path / "0", of_seed(0), METHODS)
     other = grid(tmp_path / "1", lambda *_: np.zeros(58, bool), METHODS)
     with pytest.raises(ValueError, match="different images"):
-        gather(first, replicates=[cell for cell in other if cell.downstream == "a"])
+        again = [replace(cell, role="replicate") for cell in other if cell.downstream == "a"]
+        gather([*first, *again])
 
 
 def test_numbers_that_no_seed_changes_have_no_variance_and_lend_none():

@@ -1,5 +1,7 @@
 """Several campaigns in one report."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine import cli
@@ -38,8 +40,8 @@ def test_a_seed_replicate_counts_where_each_campaign_has_one_of_a_shared_column(
     runs = []
     for run, columns, on in zip(two, (["flat", "mono"], ["flat"]), (column, "flat"), strict=True):
         rows = [row for row in run.record.evaluations if row.downstream in ("", *columns)]
-        again = [row for row in rows if row.downstream == on]
-        runs.append(reports.changed(run, downstreams=columns, evaluations=rows, replicates=again))
+        rows += [replace(row, role="replicate") for row in rows if row.downstream == on]
+        runs.append(reports.changed(run, downstreams=columns, evaluations=rows))
     assert merged(runs).covers_training == counts
 
 
