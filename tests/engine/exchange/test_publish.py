@@ -143,6 +143,12 @@ def without_a_model(values: dict) -> None:
     values["evaluations"] = left
 
 
+def of_another_role(values: dict) -> None:
+    for row in values["evaluations"]:
+        if (row["method"], row["downstream"]) == ("linear_probe", "few"):
+            row["role"] = "replicate"
+
+
 def a_diverged_model(values: dict) -> None:
     """No recipe's own setting may be left out as diverged."""
     values["diverged"].append(
@@ -294,6 +300,7 @@ SEALED = {
         of_json(RECORD, lambda v: v["methods"].update(fine_tune="Ours")), RECORD, "methods is"
     ),
     "a model less": (of_json(RECORD, without_a_model), RECORD, "is not evaluated on"),
+    "a model of another role": (of_json(RECORD, of_another_role), RECORD, "is not evaluated on"),
     "a diverged model": (of_json(RECORD, a_diverged_model), RECORD, "`diverged` has"),
     "the best alpha": (of_json(RECORD, another_alpha), RECORD, "alpha 0.0"),
     "many models": (
