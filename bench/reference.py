@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -22,7 +23,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from engine.commands import arguments, recipes
-from engine.recipe import catalogue, kinds, schema
+from engine.recipe import campaigns, catalogue, kinds, schema
 from engine.recipe.campaigns import recipe_names
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
@@ -43,6 +44,7 @@ SECTIONS = {  # of a recipe, by the class of `engine.recipe.schema` that holds i
     "HeadRecipe": "model.head.",
     "DatasetRecipe": "dataset.",
     "SplitRecipe": "dataset.split.",
+    "MethodRecipe": "method.",
     "OptimizerRecipe": "optimizer.",
     "TrainRecipe": "train.",
     "EvaluateRecipe": "evaluate.",
@@ -83,6 +85,11 @@ def _copy_site() -> None:
 
 
 def _recipe() -> Iterator[str]:
+    yield "Options of a method are in [Methods](methods.md).\n"
+    yield "## A campaign's own keys\n\nThese keys define the grid; all others define each cell.\n"
+    yield "| key | meaning |\n|---|---|"
+    yield from (_row(f"`{key}`", meaning) for key, meaning in campaigns.KEYS.items())
+    yield ""
     for name, prefix in SECTIONS.items():
         yield from _section(schema, name, f"`{prefix.rstrip('.') or 'top level'}`")
     for kind in kinds.names():
@@ -90,30 +97,41 @@ def _recipe() -> Iterator[str]:
 
 
 def _section(module: ModuleType, name: str, title: str) -> Iterator[str]:
-    """The keys of a section's class, without inherited ones."""
-    source = inspect.getsource(module)
-    lines = source.splitlines()
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    node, types = classes[name], get_type_hints(getattr(module, name), include_extras=True)
-    yield f"## {title}\n\n{ast.get_docstring(node) or ''}\n"
-    yield "| key | type | default | meaning |\n|---|---|---|---|"
-    for field in node.body:
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            cells = [f"`{field.target.id}`", type_in_words(types[field.target.id])]
-            yield _row(*cells, _default(field.value), _comment(lines, field))
+    """The docstring and the keys of a section's class, without inherited ones."""
+    yield f"## {title}\n\n{inspect.cleandoc(getattr(module, name).__doc__)}\n"
+    yield from _keys(module, name)
+
+
+def _keys(module: ModuleType, name: str) -> Iterator[str]:
+    lines = inspect.getsource(module).splitlines()
+    nodes = {node.name: node for node in _tree(module).body if isinstance(node, ast.ClassDef)}
+    recipe = getattr(module, name)
+    types, fields = get_type_hints(recipe, include_extras=True), recipe.__dataclass_fields__
+    at = {node.target.id: node for node in nodes[name].body if _is_key(node, fields)}
+    if at:
+        yield "| key | type | default | meaning |\n|---|---|---|---|"
+    for key, node in at.items():
+        cells = [f"`{key}`", type_in_words(types[key]), _default(fields[key])]
+        yield _row(*cells, _comment(lines, node))
     yield ""
 
 
-def _default(value: ast.expr | None) -> str:
-    text = ast.unparse(value) if value else "MISSING"
-    made = re.fullmatch(
-        r"marked\(\w+, (.*)\)|searched\((.*), .*\)|field\(default_factory=(?:lambda: )?(.*)\)", text
-    )
-    text = next(filter(None, made.groups())) if made else text
-    if text == "MISSING":
+def _tree(module: ModuleType) -> ast.Module:
+    return ast.parse(inspect.getsource(module))
+
+
+def _is_key(node: ast.stmt, fields: dict[str, dataclasses.Field]) -> bool:
+    if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+        return False
+    return node.target.id in fields and "ClassVar" not in ast.unparse(node.annotation)
+
+
+def _default(field: dataclasses.Field) -> str:
+    made = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
+    if value is schema.MISSING:
         return "must be given"
-    text = {"list": "[]", "dict": "{}"}.get(text, text)
-    return "see its section" if text.endswith("Recipe") else f"`{text}`"
+    return "see its section" if dataclasses.is_dataclass(value) else f"`{value!r}`"
 
 
 def _comment(lines: list[str], field: ast.AnnAssign) -> str:
@@ -136,7 +154,7 @@ def _commands() -> Iterator[str]:
         yield "| argument | meaning |\n|---|---|"
         for action in parser._actions:
             if action.dest != "help" and action.help != argparse.SUPPRESS:
-                yield _row(f"`{_spelling(action)}`", action.help or "")
+                yield _row(f"`{_spelling(action)}`", (action.help or "") % vars(action))
         yield ""
 
 
@@ -167,6 +185,9 @@ def _methods() -> Iterator[str]:
         names |= {target.id for target in assigned if isinstance(target, ast.Name)}
         if "Method" in names:
             yield f"## `{path.stem}`\n\n{ast.get_docstring(tree)}\n"
+        if {"Method", "Recipe"} <= names:
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield from _keys(importlib.import_module(name), "Recipe")
 
 
 def _python() -> Iterator[str]:

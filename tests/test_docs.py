@@ -76,6 +76,14 @@ def test_links_lead_to_files_and_documents_are_in_the_site(document):
 
 
 @pytest.mark.slow
+def test_every_key_and_argument_of_the_reference_has_a_meaning():
+    rows = [line for text in reference.pages().values() for line in text.splitlines()]
+    keys = [line for line in rows if line.startswith("| `")]
+    assert len(keys) > 250
+    assert not [line for line in keys if line.endswith(("|  |", "||"))]
+
+
+@pytest.mark.slow
 def test_the_reference_is_of_todays_code():
     committed = {path.name: path.read_text("utf-8") for path in reference.PAGES.iterdir()}
     assert committed == reference.pages(), "run `make docs` and commit docs/reference"

@@ -18,7 +18,7 @@ EXAMPLES = """\
 examples:
   rib campaign emoji               train and evaluate the demo's methods
   rib train emoji/ewc seed=1       train one model"""
-SETTING = "setting, such as train.epochs=1; `rib train NAME --print` lists all keys"
+SETTING = "setting, such as train.epochs=1; docs/reference/recipe.md explains all keys"
 THE_CAMPAIGNS = "the campaign's settings"
 MODEL = "model name (docs/your-checkpoints.md), or YAML file"
 CHECKPOINTS = "checkpoints, timm folders or cells"
@@ -522,4 +522,4 @@ def bench(parser: Parser) -> None:
 
 @command("machine", "write a completion script for a shell", runs="recipes:complete")
 def completion(parser: Parser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="your shell")

@@ -23,7 +23,7 @@ from engine.recipe.schema import Count, MethodRecipe, NotNegative, searched
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
-    lam: NotNegative = searched(1.0, 10)
+    lam: NotNegative = searched(1.0, 10)  # lambda, the penalty's strength
     fisher_images: Count = 0  # images of the upstream training split; 0, or more than it has: all
     # model: labels sampled from the model's predictions; data: true labels (empirical Fisher);
     # reversed: true labels and negated logits (EWC-DR)

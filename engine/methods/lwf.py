@@ -17,8 +17,8 @@ from engine.recipe.schema import MethodRecipe, NotNegative, Positive, searched
 class Recipe(MethodRecipe):
     stored_passes: ClassVar[float] = 1.0
 
-    weight: NotNegative = searched(1.0, 10)
-    temperature: Positive = searched(2.0, 2)
+    weight: NotNegative = searched(1.0, 10)  # of the distillation loss
+    temperature: Positive = searched(2.0, 2)  # T, which softens both models' probabilities
 
 
 import torch

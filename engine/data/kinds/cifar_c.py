@@ -25,6 +25,7 @@ class Recipe(DatasetRecipe):
 
     folder: str = marked(PACK, "")  # of the arrays and labels.npy, below root
     corruptions: list[str] = marked(PACK, list)  # names of the arrays, without .npy
+    # levels of each corruption
     severities: list[Severity] = field(
         default_factory=lambda: [*range(1, cifar_c.SEVERITIES + 1)], metadata={"affects": PACK}
     )

@@ -19,9 +19,9 @@ from loaders.trees import Listing
 class Recipe(DatasetRecipe):
     """Number of classes, images per class and style, and their size."""
 
-    classes: Width = marked(PACK, 0)
-    renderings: Thousand = marked(PACK, 1)
-    source_px: Pixels = marked(PACK, 128)
+    classes: Width = marked(PACK, 0)  # number of concepts; 0: all
+    renderings: Thousand = marked(PACK, 1)  # images of a concept in a style
+    source_px: Pixels = marked(PACK, 128)  # height and width of an image, in pixels
 
     def check(self, name: str) -> None:
         styles = (*emoji.DOWNSTREAM, *emoji.DERIVED)

@@ -13,8 +13,9 @@ from loaders.benchmarks import fmow
 class Recipe(table.Recipe):
     """The table's file and columns; images are below `root`."""
 
+    # the metadata's file, below root
     table: str | dict[str, str] = marked(PACK, "rgb_metadata.csv")
-    label_column: str = marked(PACK, "category")
+    label_column: str = marked(PACK, "category")  # column of the class
 
 
 class Kind(table.Kind):

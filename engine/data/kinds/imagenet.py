@@ -42,9 +42,9 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Recipe(DatasetRecipe):
-    """`objectnet`: which ImageNet classes its objects have, as its authors map them, or as in the
-    benchmark's release."""
+    """ObjectNet's classes, and the size of IN-C."""
 
+    # ImageNet classes of ObjectNet's objects: as its authors map them, or as in the release
     objectnet: Literal["corrected", "released"] = "corrected"
     subsample: str = "50000"  # images of IN-C, or full
 

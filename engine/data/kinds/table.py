@@ -24,8 +24,8 @@ class Recipe(DatasetRecipe):
     # .csv, .parquet, .jsonl, or .txt with lines `path label`, below root unless absolute. By split,
     # such as {train: a.txt, test: b.txt}, several are one table with the column `split`
     table: str | dict[str, str] = marked(PACK, "")
-    path_column: str = marked(PACK, "path")
-    label_column: str = marked(PACK, "label")
+    path_column: str = marked(PACK, "path")  # column of the image's path, below root
+    label_column: str = marked(PACK, "label")  # column of the class
     source_column: str = marked(PACK, "")  # photo that an image shows; empty: each its own
     columns: list[str] = marked(PACK, list)  # kept with the images, such as a domain
     # the rows of the dataset: those with these values, by column

@@ -21,6 +21,7 @@ from engine.methods.beyond import ensemble
 
 @dataclass(frozen=True)
 class Recipe(ensemble.Recipe):
+    # methods whose weights are interpolated for each image; pre: the pretrained model
     members: list[str] = field(default_factory=lambda: [PRE, "fine_tune"])
 
 

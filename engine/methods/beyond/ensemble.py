@@ -19,6 +19,7 @@ from engine.recipe.schema import MethodRecipe
 class Recipe(MethodRecipe):
     trains = False
     has_weights = False
+    # methods whose outputs are averaged
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
 
     @property

@@ -24,7 +24,7 @@ from engine.recipe.schema import NotNegative, searched
 
 @dataclass(frozen=True)
 class Recipe(MembersRecipe):
-    scale: NotNegative = searched(1.0, 3)
+    scale: NotNegative = searched(1.0, 3)  # of the merged task vector
 
 
 from collections.abc import Sequence

@@ -19,10 +19,11 @@ from engine.recipe.schema import MethodRecipe, NotNegative, searched
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
+    # strength of the penalty on the distance to the pretrained weights
     alpha: NotNegative = searched(0.1, 10)
     # shared: pull the head to its pretrained values, by alpha; new: pull it to zero, by beta
     head: Literal["shared", "new"] = "shared"
-    beta: NotNegative = searched(0.01, 10)
+    beta: NotNegative = searched(0.01, 10)  # strength of the penalty on the norm of a new head
 
 
 import torch

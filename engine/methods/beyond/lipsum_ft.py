@@ -28,7 +28,7 @@ class Recipe(flyp.OfCLIP):
     stored_passes: ClassVar[float] = 1.0
     networks = ("network without head",)
 
-    weight: NotNegative = searched(1.0, 10)
+    weight: NotNegative = searched(1.0, 10)  # of the regularizer on the energy of random texts
     texts: Number = 80  # per step
     tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # per text, without start and end tokens
 

@@ -23,6 +23,7 @@ from engine.recipe.schema import Number
 
 @dataclass(frozen=True)
 class Recipe(MembersRecipe):
+    # methods whose models are averaged
     members: list[str] = field(default_factory=lambda: ["fine_tune"])
     seeds: Number = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
 

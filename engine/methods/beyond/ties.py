@@ -40,7 +40,7 @@ class MembersRecipe(MethodRecipe):
 class Recipe(MembersRecipe):
     density: Part = 0.2  # fraction of each task vector's entries to keep, over all parameters
     elect: bool = True  # False: add the trimmed vectors
-    scale: NotNegative = searched(1.0, 3)
+    scale: NotNegative = searched(1.0, 3)  # of the merged task vector
 
 
 import torch

@@ -22,6 +22,7 @@ class Recipe(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
     has_weights = False
+    # weights of the fine-tuned model to choose from
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
     def check(self, cell: schema.Recipe) -> None:
