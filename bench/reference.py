@@ -106,11 +106,14 @@ def _keys(module: ModuleType, name: str) -> Iterator[str]:
     lines = inspect.getsource(module).splitlines()
     nodes = {node.name: node for node in _tree(module).body if isinstance(node, ast.ClassDef)}
     recipe = getattr(module, name)
-    types, fields = get_type_hints(recipe, include_extras=True), recipe.__dataclass_fields__
-    at = {node.target.id: node for node in nodes[name].body if _is_key(node, fields)}
-    if at:
+    types = get_type_hints(recipe, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(recipe)}
+    typed = [node for node in nodes[name].body if isinstance(node, ast.AnnAssign)]
+    own = [node for node in typed if ast.unparse(node.target) in fields]
+    if own:
         yield "| key | type | default | meaning |\n|---|---|---|---|"
-    for key, node in at.items():
+    for node in own:
+        key = ast.unparse(node.target)
         cells = [f"`{key}`", type_in_words(types[key]), _default(fields[key])]
         yield _row(*cells, _comment(lines, node))
     yield ""
@@ -118,12 +121,6 @@ def _keys(module: ModuleType, name: str) -> Iterator[str]:
 
 def _tree(module: ModuleType) -> ast.Module:
     return ast.parse(inspect.getsource(module))
-
-
-def _is_key(node: ast.stmt, fields: dict[str, dataclasses.Field]) -> bool:
-    if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-        return False
-    return node.target.id in fields and "ClassVar" not in ast.unparse(node.annotation)
 
 
 def _default(field: dataclasses.Field) -> str:
