@@ -56,8 +56,8 @@ class Run:
 
     @property
     def upstream(self) -> LabelledSet:
-        """The upstream dataset, whose classes the head has."""
-        return self.sets[self.recipe.dataset.upstream]
+        """The upstream dataset, or what the cell trains on in place of one."""
+        return self.sets[self.recipe.upstream]
 
     @property
     def autocast(self) -> torch.autocast:

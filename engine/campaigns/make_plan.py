@@ -49,7 +49,8 @@ def make_plan(
     if twice := sorted(title for title, variant in names if names.count((title, variant)) > 1):
         raise RecipeError(f"two rows have the title {twice[0]!r}: give one of them another `title`")
     columns = columns_of(grid, cells)
-    if shared.dataset.holdout and shared.evaluate.split != "holdout":
+    has_upstream = shared.dataset.upstream is not None  # else each column has a pretrained model
+    if has_upstream and shared.dataset.holdout and shared.evaluate.split != "holdout":
         raise RecipeError(
             f"dataset.holdout={shared.dataset.holdout:g}: a campaign evaluates all cells on the "
             "same images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"

@@ -78,7 +78,9 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
             f"on {first.downstream}: lower optimizer.lr, or set train.clip=1"
         )
     trained = [part for column, part in parts.items() if not column.is_replicate]
-    evaluations = [row for part in (shared.before, *parts.values()) for row in part.evaluations]
+    downstreams = list(dict.fromkeys(c.downstream for c in columns if not c.is_replicate))
+    before = [row for row in shared.before.evaluations if row.downstream in ("", *downstreams)]
+    evaluations = [*before, *(row for part in parts.values() for row in part.evaluations)]
     cells: set[str] = set()
     sums: dict[str, str] = {}
     for part in (shared.before, *parts.values()):
@@ -100,7 +102,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         benchmark=dataset.name,
         version=dataset.version,
         sets=list(plan.sets),
-        downstreams=list(dict.fromkeys(c.downstream for c in columns if not c.is_replicate)),
+        downstreams=downstreams,
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
         settings=_settings(plan, shared, evaluations),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from engine.campaigns import job_states
 from engine.campaigns.column_job import builders, is_judged_seen, models_part
 from engine.campaigns.parts import Preparation, write_part
 from engine.campaigns.plan import PREPARE, Plan
+from engine.cells.build import Builder
 from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
 from engine.evaluation import cka, features, passes
@@ -33,13 +35,15 @@ def prepare(plan: Plan, device: torch.device) -> None:
     Graphs contain the number of their GPU, so `prepare` needs as many ranks as columns have.
     """
     run, *_ = rows = builders(plan, device, plan.columns[0])
-    names = run.recipe.dataset.evaluated_sets
+    names, bases = run.recipe.dataset.evaluated_sets, _bases(plan, rows[0])
 
     def begin(step: int, what: str = "") -> None:
         job_states.advance(plan.place, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, run.recipe.model.name)
     base, held = {run.base.name: 1.0}, Bank(run)
+    for each in bases.values():
+        assert each.base
     for step, name in enumerate(names, start=1):
         begin(step, name)
         if name in plan.downstreams:
@@ -48,8 +52,9 @@ def prepare(plan: Plan, device: torch.device) -> None:
             cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
         seen = ["train"] if is_judged_seen(run, name, plan.needed) else []
-        for split in (run.recipe.split_of(name), "holdout", *seen):
-            passes.evaluate(run, [base], [name], split, held)
+        for each in bases.values():
+            for split in (each.recipe.split_of(name), "holdout", *seen):
+                passes.evaluate(run, [{each.base.name: 1.0}], [name], split, held)
         run.sets.release(name)
     for name in run.recipe.dataset.probe_sets:
         begin(len(names), name)
@@ -67,27 +72,42 @@ def prepare(plan: Plan, device: torch.device) -> None:
     for row in sorted(rows, key=lambda row: row.plan.runs_users):
         row.compile()
     if ranks.rank() == 0:
-        write_part(plan.place, PREPARE, part_of_preparation(plan, run))
+        write_part(plan.place, PREPARE, part_of_preparation(plan, run, bases))
     begin(len(names) + 1)
 
 
-def part_of_preparation(plan: Plan, run: Run) -> Preparation:
-    """The part of the preparation. run: that of the pretrained model, evaluated on all datasets."""
-    sets, dataset, base = run.sets, run.recipe.dataset, {run.base.name: 1.0}
+def _bases(plan: Plan, first: Builder) -> dict[str, Run]:
+    """The runs of the pretrained models: one for all columns or, without an upstream dataset, one
+    for each downstream dataset or union, whose images fit its head. first: of the first column."""
+    if plan.recipe.dataset.upstream:
+        return {"": first}
+    return {c.downstream: first.of(next(plan.cells(c))) for c in plan.columns}
+
+
+def part_of_preparation(plan: Plan, run: Run, bases: Mapping[str, Run]) -> Preparation:
+    """The part of the preparation. run: that of the first column. bases: `_bases`, whose models
+    are evaluated on all datasets."""
+    sets, dataset = run.sets, run.recipe.dataset
     names = dataset.evaluated_sets
 
-    def evaluation(name: str, split: str, role: Role) -> Evaluation:
-        arm = Arm(run.recipe.model.name, PRE, "", None)
-        return Evaluation(*arm, "", name, passes.predicted(run, base, name, split), role=role)
+    def evaluation(of: Run, downstream: str, name: str, split: str, role: Role) -> Evaluation:
+        arm = Arm(of.recipe.model.name, PRE, "", None)
+        path = passes.predicted(run, {of.base.name: 1.0}, name, split)
+        return Evaluation(*arm, downstream, name, path, role=role)
 
-    evaluations = [evaluation(name, run.recipe.split_of(name), TEST) for name in names]
+    evaluations = [
+        evaluation(base, downstream, name, base.recipe.split_of(name), TEST)
+        for downstream, base in bases.items()
+        for name in names
+    ]
     is_seen = (name for name in names if is_judged_seen(run, name, plan.needed))
-    evaluations += [evaluation(name, "train", SEEN) for name in is_seen]
-    evaluations += [evaluation(name, "holdout", PROBE) for name in dataset.probe_sets]
+    evaluations += [evaluation(run, "", name, "train", SEEN) for name in is_seen]
+    evaluations += [evaluation(run, "", name, "holdout", PROBE) for name in dataset.probe_sets]
+    folders = {PRE: [base.base.artifact.folder for base in bases.values()]}
     packs = {name: sets[name].pack for name in names}
     credits, runs = _credits(dataset), plan.place.runs
     return Preparation(
-        before=models_part(run, evaluations, {PRE: [run.base.artifact.folder]}),
+        before=models_part(run, evaluations, folders),
         head=_head(run) if run.recipe.head_set else "",
         classes=imagenet.readable(sets.classes),
         device=run.device.type,
@@ -111,6 +131,8 @@ def _credits(dataset: DatasetRecipe) -> list[dict[str, str]]:
 
 def _head(run: Run) -> str:
     """The dataset that fitted the head, and the datasets evaluated on the same photos."""
+    if not run.recipe.dataset.upstream and not run.recipe.model.head.fit_on:
+        return "fitted on the images that each column trains on"
     seen = {}
     for name in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(name)

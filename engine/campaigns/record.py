@@ -93,7 +93,7 @@ class Record:
     version: int
     sets: list[Name]
     downstreams: list[Name]
-    upstream: Name
+    upstream: Name | None
     methods: dict[Name, str]
     settings: dict[str, Any]
     rows: list[Row]

@@ -214,7 +214,7 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
 def _faults_of_words(plans: Collection[Plan]) -> Iterator[str]:
     """Yields what is wrong with the classes in the file of `dataset.words`."""
     dataset = next(iter(plans)).recipe.dataset
-    kind = kind_of(dataset, dataset.upstream)
+    kind = kind_of(dataset, dataset.head_classes)
     if not dataset.words or kind.is_drawn:  # drawings are downloaded by a job
         return
     try:

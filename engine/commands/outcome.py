@@ -28,7 +28,7 @@ def show(run: Run, cell: Cell) -> None:
     compared = accuracies.compared(run, headline.mix, intervals=True)
     trackers.log_accuracies(recipe, compared)
     rows = []
-    for name in [*sets, recipe.dataset.upstream, *recipe.dataset.evaluate_on]:
+    for name in [*sets, *filter(None, [recipe.dataset.upstream]), *recipe.dataset.evaluate_on]:
         before, after = compared[name]
         assert after.change is not None and after.change_low is not None
         assert after.change_high is not None

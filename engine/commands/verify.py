@@ -25,9 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = cell.recipe
     device = ranks.start(recipe.device)
     # The upstream set need not be encoded. If it is, campaigns find these predictions.
-    lacks_upstream = not verify.encoded(recipe, [recipe.dataset.upstream])
+    lacks_upstream = not verify.encoded(recipe, [recipe.dataset.head_classes])
     brings_head = lacks_upstream and not recipe.model.head.fit
-    upstream = kind_of(recipe.dataset, recipe.dataset.upstream)
+    upstream = kind_of(recipe.dataset, recipe.dataset.head_classes)
     classes = upstream.head_classes() if brings_head else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     builder = Builder(cell, device, sets)

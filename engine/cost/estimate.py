@@ -177,7 +177,7 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     needed = dict.fromkeys([*recipe.base_sets, *itertools.chain(*trained)])
     sizes = {name: work.size_of(recipe, name) for name in needed}
     images = {name: of.images for name, of in sizes.items()}
-    net = work.network(recipe, sizes[dataset.upstream].classes)
+    net = work.network(recipe, sizes[dataset.head_classes].classes)
     counted = [work.column(column, sizes, net) for column in columns]
     everywhere = sum(images[name] for name in recipe.base_sets)  # images with stored features
     predictions = sum(images[name] for name in dataset.evaluated_sets)
@@ -199,7 +199,7 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
             work.START,
             work.graphs(columns[-1]),
             net.evaluated("pretrained model", everywhere, recipe),
-            *work.fishers(itertools.chain(*columns), images[dataset.upstream], net),
+            *work.fishers(columns, images, net),
         ],
         columns=[parts for parts, _, _ in counted],
         distances=[work.START, work.distances(recipe, sizes)],

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.cost import rates
 from engine.data import packs, splits
 from engine.data.kinds import kind_of
+from engine.measures.rows import trained_sets
 from engine.model_files.architectures import stored_architectures
 from engine.recipe import kinds, modules
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -133,11 +134,17 @@ def graphs(cells: Sequence[Recipe]) -> Work:
     return Work("graphs are compiled", gpu_s=(1 + len(names)) * rates.GRAPH_S)
 
 
-def fishers(cells: Iterable[Recipe], images: int, net: Network) -> list[Work]:
-    """Each Fisher that cells of EWC ask for; `images`: of the upstream set."""
-    options = [vars(cell.method) for cell in cells if "fisher_images" in vars(cell.method)]
-    distinct = {(min(o["fisher_images"] or images, images), o["fisher_labels"]) for o in options}
-    return [net.fisher(number) for number, _ in distinct]
+def fishers(
+    columns: Sequence[Sequence[Recipe]], images: Mapping[str, int], net: Network
+) -> list[Work]:
+    """Each Fisher that cells of EWC ask for. images: by dataset."""
+    distinct = set()
+    for cell in itertools.chain(*columns):
+        if "fisher_images" in (options := vars(cell.method)):
+            most = sum(images[name] for name in trained_sets(cell.upstream))
+            number = min(options["fisher_images"] or most, most)
+            distinct.add((cell.upstream, number, options["fisher_labels"]))
+    return [net.fisher(number) for _, number, _ in distinct]
 
 
 def distances(recipe: Recipe, sizes: Mapping[str, Size]) -> Work:

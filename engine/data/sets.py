@@ -188,8 +188,8 @@ class Sets:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The head's classes: the given ones, or the upstream dataset's."""
-        return self.given_classes or self[self.recipe.dataset.upstream].pack.classes
+        """The head's classes: the given ones, or those of `DatasetRecipe.head_classes`."""
+        return self.given_classes or self[self.recipe.dataset.head_classes].pack.classes
 
     @functools.cached_property
     def class_texts(self) -> ClassTexts:
@@ -200,9 +200,9 @@ class Sets:
         if name not in self._open and UNION in name and name not in self.packs:
             self._open[name] = union_of(name, [self[part] for part in trained_sets(name)])
         if name not in self._open:
-            is_upstream = name == self.recipe.dataset.upstream and not self.given_classes
+            has_heads = name == self.recipe.dataset.head_classes and not self.given_classes
             is_probe = name in self.recipe.dataset.probe_sets
-            head = () if is_upstream or is_probe else self.classes
+            head = () if has_heads or is_probe else self.classes
             # A pack that a user gave has no keys of its own.
             dataset, pack = self.recipe.dataset, self.packs.get(name)
             if pack is None:

@@ -210,7 +210,8 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
     if not is_known or any((row.method, row.setting) in left_out for row in claimed.evaluations):
         yield f"{RECORD}: `diverged` has trainings that {PLAN} does not try, or that are evaluated"
         return
-    needed: set[tuple[str, str, str, int, Role]] = {(PRE, "", "", 0, TEST)}
+    bases = [""] if dataset.upstream else plan.downstreams
+    needed: set[tuple[str, str, str, int, Role]] = {(PRE, "", name, 0, TEST) for name in bases}
     for column in plan.columns:
         for number, cell in enumerate(plan.cells(column)):
             row = plan.methods[number % len(plan.rows)]

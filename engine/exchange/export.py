@@ -181,13 +181,14 @@ def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
 def model_of(parents: Iterable[Cell], resolved: Recipe) -> tuple[ModelRecipe, tuple[str, ...]]:
     """The cells' model without weights, and its head's classes, as a cell describes them.
 
-    For pretrained weights, the recipe's model, and the classes of the upstream pack if it exists.
+    For pretrained weights, the recipe's model, and the classes of the pack that names the head's,
+    if it exists.
     """
     for cell in parents:
         if (cell.artifact.folder / CELL).is_file():
             described = read_description(cell.artifact.checked(CELL))
             return preprocessing.described_model(described.model), described.classes or ()
-    pack = pack_folder(resolved, resolved.dataset.upstream)
+    pack = pack_folder(resolved, resolved.dataset.head_classes)
     classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else ()
     return preprocessing.described_model(preprocessing.description(resolved.model)), classes
 

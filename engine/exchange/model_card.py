@@ -211,6 +211,7 @@ def _accuracies(
         number.evaluated_on: number
         for number in results.numbers
         if number.quantity == "accuracy" and number.method == PRE and number.model == row.model
+        if number.evaluated_on and number.downstream in ("", row.downstream)
     }
     after = {n.evaluated_on: n for n in of_row if n.quantity == "accuracy" and n.downstream}
     columns = [before] if row.method == PRE else [before, after]

@@ -117,6 +117,7 @@ def _of_arm(
         "ood": cells[~cells["on_downstream"] & cells["evaluated_on"].isin(grid.sets)],
         "upstream": cells[cells["evaluated_on"] == grid.upstream],
     }
+    parts = {name: of for name, of in parts.items() if len(of)}
     images = parts["downstream"].set_index("evaluated_on")[["n", "before"]]
     for name, n, before in images.itertuples():
         if grid.cells["n"].iloc[before] != n:

@@ -118,7 +118,7 @@ def trends(grid: Grid, baseline: Baseline | None = None) -> dict[str, Trend]:
     cells, by_set = grid.cells, {}
     elsewhere = ~cells["on_downstream"] & (cells["on_upstream"] >= 0)
     # Counts a model of several campaigns once, even if a common report renames it.
-    pre = cells[cells["method"] == PRE]
+    pre = cells[(cells["method"] == PRE) & (cells["downstream"] == "")]
     table = pre.pivot(index="model", columns="evaluated_on", values="accuracy").drop_duplicates()
     distinct = pre.index[pre["model"].isin(table.index)]
     for name in grid.sets:

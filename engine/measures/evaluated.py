@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.measures import bootstrap, scores
 from engine.measures.predictions import ImagePredictions, SetPredictions, Temperature
-from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, pretrained
 
 TOGETHER = 64  # evaluations whose draws are made at a time
 
@@ -59,7 +59,7 @@ def _of_set(
     scales = np.array([scores.SCALES[scores.METRICS[name].unit] for name in names])
     whole_set = {name: scores.METRICS[name].of for name in scores.names(scores.WHOLE_SET)}
     of_set, on_downstream = SetPredictions(), SetPredictions()
-    before: dict[str, ImagePredictions] = {}  # by model
+    pre: dict[tuple[str, str], ImagePredictions] = {}  # by model and column
     for bank, is_on in ((of_set, False), (on_downstream, True)):
         of_bank = [row for row in rows if row.on_downstream == is_on]
         counts = np.empty(0)
@@ -68,8 +68,10 @@ def _of_set(
             for row in of_bank[start : start + TOGETHER]:
                 scaled = temperatures.get((row.arm, row.downstream, row.seed))
                 after = bank.add(row.path, row.model, scaled)
-                same_images = not is_on or bank.images.equals(of_set.images)
-                cases = scores.of_images(after, before.get(row.model) if same_images else None)
+                before = pre.get((row.model, row.downstream))
+                if before is None and (not is_on or bank.images.equals(of_set.images)):
+                    before = pre.get((row.model, ""))
+                cases = scores.of_images(after, before)
                 of_sources = np.stack([bank.by_source(case) for case in cases.values()], axis=1)
                 means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
                 of_row: dict[str, float] = {"n": len(after.label)}
@@ -79,7 +81,7 @@ def _of_set(
                 numbers.append(of_row)
                 sums.append(of_sources.astype(np.float32))
                 if row.method == PRE:
-                    before[row.model] = after
+                    pre[row.model, row.downstream] = after
             counts = counts if start else bootstrap.counts(bank.sources, draws)
             drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
             samples.append(scales.astype(np.float32) * drawn.reshape(draws, len(sums), -1))
@@ -115,7 +117,8 @@ def check(
     for arm in dict.fromkeys(cell.arm for cell in trained):
         trained |= dict.fromkeys(ModelOnSet(*arm, i, j) for i in downstreams for j in sets)
     seeds = sorted({seed for cell, seed in seen if cell.method != PRE})
-    needed = [(ModelOnSet(*cell.arm.before, "", cell.evaluated_on), 0) for cell in trained]
+    cells = {cell for cell, _ in seen}
+    needed = [(pretrained(cell, cells), 0) for cell in trained]
     needed += [(cell, seed) for cell in trained for seed in seeds]
     if missing := [(cell, seed) for cell, seed in needed if (cell, seed) not in seen]:
         cell, seed = missing[0]

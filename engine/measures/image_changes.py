@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.measures.predictions import SetPredictions
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.rows import PRE, Evaluation, pretrained
 
 GAINED, LOST = "gained", "lost"
 MOST = 12  # images per dataset and change
@@ -46,10 +46,12 @@ def of(evaluations: Sequence[Evaluation]) -> list[ImageChange]:
 
     Reads the predictions of the shown, trained rows fine-tuned on other datasets.
     """
-    groups: dict[tuple[str, str], list[Evaluation]] = {}
+    groups: dict[tuple[str, str, str], list[Evaluation]] = {}
+    known = {row.cell for row in evaluations if row.method == PRE}
     for row in evaluations:
         if row.headline and row.trains and not row.on_downstream:
-            groups.setdefault((row.model, row.evaluated_on), []).append(row)
+            column = row.downstream if row.method == PRE else pretrained(row, known).downstream
+            groups.setdefault((row.model, row.evaluated_on, column), []).append(row)
     models = list(dict.fromkeys(row.model for row in evaluations))
     by_model = sorted(groups.values(), key=lambda rows: models.index(rows[0].model))
     return [change for rows in by_model for change in _of_set(rows)]

@@ -81,7 +81,7 @@ class Grid:
     """
 
     sets: tuple[str, ...]
-    upstream: str
+    upstream: str | None
     downstreams: tuple[str, ...]
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
@@ -164,16 +164,16 @@ class Grid:
         Columns: arm, downstream, evaluated_on, before_pct, accuracy_pct, change_pts, if datasets
         are related also disjoint_change_pts (without related datasets), and every measure
         (`column_name`), with the bounds of its interval if it has one (`Means.table`); NaN if
-        undefined. A pretrained model has no downstream and no change.
+        undefined. A pretrained model of all columns has no downstream, and none has a change.
         """
         cells = self.cells
         others = ~cells["on_downstream"]
         others &= cells["downstream"].isin(["", *self.downstreams])
-        is_trained = cells["method"] != PRE
+        has_mean = (cells["method"] != PRE) | (cells["downstream"] != "")
         parts = [
             self._numbers(cells[others & cells["evaluated_on"].isin(self.sets)], []),
             self._numbers(self.ri_cells, ["downstream"]),
-            self._numbers(cells[others & is_trained], ["evaluated_on"]),
+            self._numbers(cells[others & has_mean], ["evaluated_on"]),
             self._numbers(cells, ["downstream", "evaluated_on"]),
         ]
         return pandas.concat(parts, ignore_index=True)
@@ -300,7 +300,7 @@ def _named(rows: pandas.DataFrame) -> pandas.DataFrame:
 def gather(
     evaluations: Sequence[Evaluation],
     sets: Sequence[str],
-    upstream: str = "",
+    upstream: str | None = None,
     downstreams: Sequence[str] = (),
     *,
     families: Mapping[str, Sequence[str]] = MappingProxyType({}),
@@ -359,7 +359,7 @@ def grid_of(
     numbers: Sequence[Mapping[str, float]],
     samples: Mapping[str, np.ndarray],
     sets: Sequence[str],
-    upstream: str,
+    upstream: str | None,
     downstreams: Sequence[str],
 ) -> Grid:
     """The grid of evaluations from their numbers (n, sources, and the measures by name) and draws,
@@ -383,8 +383,13 @@ def grid_of(
         cells[name] = trained[name].to_numpy(float)[by_seed].mean(axis=1)
     keys = list(zip(cells["arm"], cells["downstream"], cells["evaluated_on"], strict=True))
     place, before = {key: k for k, key in enumerate(keys)}, [arms[arm.before] for arm in arms]
+    # Of its column, if each column has a pretrained model.
+    of_columns = [place.get((before[arm], column, name)) for arm, column, name in keys]
     cells = cells.assign(
-        before=[place[before[arm], "", name] for arm, _, name in keys],
+        before=[
+            place[before[arm], "", name] if of_column is None else of_column
+            for (arm, _, name), of_column in zip(keys, of_columns, strict=True)
+        ],
         on_upstream=[place.get((arm, trained_on, upstream), -1) for arm, trained_on, _ in keys],
     )
     draws = dict(samples)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -89,7 +89,8 @@ class Arm(NamedTuple):
 @dataclass(frozen=True)
 class ModelOnSet:
     """A model evaluated on a dataset. downstream: the dataset that it was fine-tuned on, or a union
-    `A+B`; empty for the pretrained model (`PRE`)."""
+    `A+B`; of a pretrained model (`PRE`), what its head was fitted on if each column has a
+    pretrained model, otherwise empty."""
 
     model: str
     method: str
@@ -148,6 +149,13 @@ class Evaluation(ModelOnSet):
 def of_role(evaluations: Iterable[Evaluation], role: Role) -> list[Evaluation]:
     """The evaluations of a role."""
     return [row for row in evaluations if row.role == role]
+
+
+def pretrained(cell: ModelOnSet, known: Container[ModelOnSet]) -> ModelOnSet:
+    """The pretrained model that a model on a dataset is compared with: that of its column if
+    `known` has one, otherwise the one of all columns."""
+    of_column = ModelOnSet(*cell.arm.before, cell.downstream, cell.evaluated_on)
+    return of_column if of_column in known else replace(of_column, downstream="")
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def published_masks() -> dict[str, str]:
     for name in names("datasets"):
         benchmark = read(path_of("datasets", name))
         own = benchmark.get("own", {})
-        for each in (benchmark.get("upstream", ""), *benchmark.get("sets", ())):
+        for each in (*filter(None, [benchmark.get("upstream")]), *benchmark.get("sets", ())):
             masks[each] = {**benchmark, **own.get(each, {})}.get("mask", DatasetRecipe.mask)
     for name in names("sets"):
         of_set = read(path_of("sets", name))

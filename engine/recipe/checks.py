@@ -82,6 +82,11 @@ def checked(recipe: Recipe) -> Recipe:
             f"dataset.{taken[0]} trains on only some of the photos, so the leak would count unseen "
             "ones: leave the key out, or set evaluate.seen=false to skip the leak"
         )
+    if recipe.judges_seen and not recipe.dataset.upstream:
+        raise RecipeError(
+            "without dataset.upstream, each column has a pretrained model of its own, of which the "
+            "leak is not measured: set evaluate.seen=false"
+        )
     if one_line(recipe.method.title) != recipe.method.title:
         raise RecipeError(
             f"method.title={recipe.method.title!r:.150} contains a control character: write it in "
@@ -93,7 +98,7 @@ def checked(recipe: Recipe) -> Recipe:
     if recipe.downstream != name:
         raise RecipeError(f"downstream={recipe.downstream}: write {name}, in the benchmark's order")
     fit_on = recipe.model.head.fit_on
-    may_fit = [recipe.dataset.upstream, *recipe.dataset.train_sets]
+    may_fit = [*filter(None, [recipe.dataset.upstream]), *recipe.dataset.train_sets]
     if fit_on and fit_on not in may_fit:
         raise RecipeError(
             f"model.head.fit_on={fit_on!r}: fit a head on the upstream dataset or on one of "
@@ -150,11 +155,9 @@ def check_name(key: str, name: str) -> None:
 def _check_names(recipe: Recipe) -> None:
     """Check names, which become parts of paths, and that no two datasets share one."""
     dataset = recipe.dataset
-    keys = [
-        ("model.name", recipe.model.name),
-        ("method.name", recipe.method.name),
-        ("dataset.upstream", dataset.upstream),
-    ]
+    keys = [("model.name", recipe.model.name), ("method.name", recipe.method.name)]
+    if dataset.upstream:
+        keys.append(("dataset.upstream", dataset.upstream))
     for key in LISTS:
         keys += [(f"dataset.{key}", name) for name in getattr(dataset, key)]
     for key, name in keys:
@@ -180,13 +183,17 @@ def _check_names(recipe: Recipe) -> None:
                 "published split: set holdout above 0 (its value has no effect on this dataset), "
                 "or leave the split out"
             )
-    if kinds.of_set(dataset, dataset.upstream).outputs:
+    if not (dataset.upstream or dataset.sets):
         raise RecipeError(
-            f"dataset.outputs of {dataset.upstream}: the upstream dataset's classes are the head's "
+            "without dataset.upstream, the first of dataset.sets has the head's classes: name one"
+        )
+    if kinds.of_set(dataset, dataset.head_classes).outputs:
+        raise RecipeError(
+            f"dataset.outputs of {dataset.head_classes}: this dataset's classes are the head's "
             "outputs: set outputs for other datasets, below dataset.own"
         )
     train_sets = [*dataset.sets, *dataset.evaluate_on, *dataset.train_sets]
-    of_ri = [dataset.upstream, *dataset.sets]
+    of_ri = [*filter(None, [dataset.upstream]), *dataset.sets]
     of_keys = {"sets": of_ri, "evaluate_on": dataset.evaluated_sets, "train_sets": train_sets}
     of_keys["probe_sets"] = [*dataset.known, *dataset.probe_sets]
     for key, names in of_keys.items():

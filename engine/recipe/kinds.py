@@ -138,7 +138,8 @@ def _named(dataset: Mapping[str, Any]) -> set[str]:
     """The datasets of a benchmark's values, as far as they are not words of the command line."""
     lists = (dataset.get(key) for key in LISTS)
     names = {name for each in lists if isinstance(each, list) for name in each}
-    return {str(dataset.get("upstream", DatasetRecipe.upstream)), *map(str, names)}
+    upstream = dataset.get("upstream", DatasetRecipe.upstream)
+    return set(map(str, [*filter(None, [upstream]), *names]))
 
 
 def files(dataset: DatasetRecipe) -> set[str]:

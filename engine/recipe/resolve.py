@@ -107,7 +107,8 @@ def recipe_of_sections(
     ]
     layers += [(each.source, nested(each.key, each.value)) for each in given]
     values, options = _merged(layers)
-    values[DOWNSTREAM] = values["dataset"].get("upstream", "upstream")
+    of_dataset = values["dataset"]
+    values[DOWNSTREAM] = of_dataset.get("upstream", "upstream") or of_dataset["sets"][0]
     resolved = typed.build(values, Recipe, options, f"recipe {dataset!r}")
     checks.check_words(resolved.dataset)
     return checks.checked(resolved)

@@ -156,7 +156,9 @@ class DatasetRecipe:
     """A benchmark: the upstream dataset, whose classes the head has, and the downstream datasets.
 
     Every model is evaluated on the upstream dataset, because fine-tuning can forget it. EWC's
-    Fisher and fitted heads use it too, unless `model.head.fit_on` names another dataset.
+    Fisher and fitted heads use it too, unless `model.head.fit_on` names another dataset. Without an
+    upstream dataset, the classes are those of the first of `sets`, and the images that a column
+    trains on take its place: they fit the head of the column's pretrained model.
 
     The `Recipe` of a kind of datasets adds its options.
     """
@@ -173,8 +175,8 @@ class DatasetRecipe:
     root: str = marked(PACK, "")  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     # by dataset: its own kind, root and options, where they differ
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # dataset with the head's classes, such as ImageNet's validation set
-    upstream: Name = marked(PACK, "upstream")
+    # dataset with the head's classes, such as ImageNet's validation set; null: there is none
+    upstream: Name | None = marked(PACK, "upstream")
     sets: list[Name] = MISSING  # downstream datasets, which RI is computed on
     evaluate_on: list[Name] = field(default_factory=list)  # evaluated and shown, outside RI
     train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
@@ -223,7 +225,12 @@ class DatasetRecipe:
     @property
     def evaluated_sets(self) -> list[str]:
         """All datasets that a model is evaluated on: upstream, those of RI, then others."""
-        return [self.upstream, *self.sets, *self.evaluate_on]
+        return [*filter(None, [self.upstream]), *self.sets, *self.evaluate_on]
+
+    @property
+    def head_classes(self) -> str:
+        """The dataset whose classes the head has."""
+        return self.upstream or self.sets[0]
 
     @property
     def known(self) -> list[str]:
@@ -405,10 +412,15 @@ class Recipe:
     threads: Annotated[int, Meta(ge=1, le=1024)] = marked(CAMPAIGN, 1)
 
     @property
+    def upstream(self) -> str:
+        """The upstream dataset, or what the cell trains on in place of one."""
+        return self.dataset.upstream or self.downstream
+
+    @property
     def head_set(self) -> str:
-        """The dataset that fits the head; empty if the weights include the head."""
+        """The dataset, or union, that fits the head; empty if the weights include the head."""
         head = self.model.head
-        return (head.fit_on or self.dataset.upstream) if head.fit else ""
+        return (head.fit_on or self.upstream) if head.fit else ""
 
     @property
     def reads_words(self) -> bool:
@@ -417,9 +429,9 @@ class Recipe:
 
     @property
     def base_sets(self) -> list[str]:
-        """The datasets that the pretrained model is evaluated on, and the one that fits its
-        head."""
-        return list(dict.fromkeys([*self.dataset.evaluated_sets, *filter(None, [self.head_set])]))
+        """The datasets that the pretrained model is evaluated on, and those that fit its head."""
+        fitted_on = trained_sets(self.head_set) if self.head_set else []
+        return list(dict.fromkeys([*self.dataset.evaluated_sets, *fitted_on]))
 
     @property
     def trained_sets(self) -> list[str]:

@@ -105,7 +105,10 @@ class Results:
         hardest, then the others."""
         cells = self.grid.cells
         cells = cells[(cells["model"] == model) & (cells["method"] == PRE)]
-        known = dict(zip(cells["evaluated_on"], cells["accuracy"], strict=True))
+        # A mean, over the columns that do not train on a dataset if each column has such a model.
+        others = ~cells["on_downstream"]
+        known = _mean_by(cells[~others], "evaluated_on", "accuracy")
+        known |= _mean_by(cells[others], "evaluated_on", "accuracy")
         first = sorted(self.grid.sets, key=lambda name: -known[name])
         return {name: known[name] for name in first} | known
 
@@ -117,16 +120,29 @@ class Results:
     def before_on(self, model: str, downstream: str) -> float | None:
         """A pretrained model's accuracy in percent on a downstream dataset, or its mean over those
         of a union; None if one is not evaluated."""
-        before, names = self.before(model), trained_sets(downstream)
+        cells = self.grid.cells
+        cells = cells[(cells["model"] == model) & (cells["method"] == PRE)]
+        cells = cells[cells["downstream"].isin(["", downstream])].set_index("evaluated_on")
+        before, names = cells["accuracy"].to_dict(), trained_sets(downstream)
         return fmean(before[name] for name in names) if before.keys() >= {*names} else None
+
+    def before_elsewhere(self, model: str) -> dict[str, float]:
+        """The mean accuracy in percent before fine-tuning over the datasets of a column's RI, by
+        downstream dataset."""
+        rows = self.grid.numbers.query("evaluated_on == '' and downstream != ''")
+        rows = rows[[self.grid.arms[arm].model == model for arm in rows["arm"]]]
+        return _mean_by(rows, "downstream", "before_pct")
 
     def head(self, downstream: str) -> str:
         """A downstream dataset as a column head; `all but A` for all datasets of RI but A."""
+        left_out = self.left_out(downstream)
+        return f"all but {set_head(left_out)}" if left_out else set_head(downstream)
+
+    def left_out(self, downstream: str) -> str:
+        """The only dataset of RI that a union does not train on; empty if there are several."""
         sets, trained = self.grid.sets, {*trained_sets(downstream)}
         left_out = [name for name in sets if name not in trained]
-        if len(left_out) == 1 and 1 < len(trained) == len(sets) - 1:
-            return f"all but {set_head(left_out[0])}"
-        return set_head(downstream)
+        return left_out[0] if len(left_out) == 1 and 1 < len(trained) == len(sets) - 1 else ""
 
     @property
     def is_square(self) -> bool:
@@ -313,6 +329,12 @@ def of_record(
 def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:
     """The models of the baseline: the user's, or published ones on these datasets."""
     sets, upstream = record.sets, record.upstream
+    if upstream is None:
+        if models_csv is not None:
+            raise ValueError(
+                f"{models_csv}: {record.name} has no upstream dataset for a trend line"
+            )
+        return None
     if models_csv is None:
         table = model_rows.published(TIMM_MODELS, sets, upstream)
         return None if table is None else Baseline(table, PUBLISHED)
@@ -370,6 +392,11 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
         setting=named["setting"],
         alpha=sorted(named["alpha"].dropna()),
     ).reset_index(drop=True)
+
+
+def _mean_by(table: pandas.DataFrame, key: str, number: str) -> dict[str, float]:
+    means = table.groupby(key, sort=False)[number].mean()
+    return dict(zip(map(str, means.index), means, strict=True))
 
 
 def _part(

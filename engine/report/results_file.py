@@ -81,7 +81,7 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     benchmark: str
     version: int
     models: list[str]
-    upstream: str
+    upstream: str | None
     sets: list[str]
     downstreams: list[str]
     evaluate_on: list[str]

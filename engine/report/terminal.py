@@ -12,6 +12,7 @@ import pandas
 
 from engine.measures import tables
 from engine.measures.bootstrap import SIGNIFICANT
+from engine.measures.rows import trained_sets
 from engine.report import console
 from engine.report.results import Results, title
 from engine.report.sections.images import worst_groups
@@ -36,8 +37,6 @@ def table(results: Results, notes: Sequence[str] = ()) -> str:
 
 def _ri(results: Results, model: str) -> str:
     names, record = results.downstreams(model), results.record
-    before = [results.before_on(model, name) for name in names]
-    known = [ABSENT if of is None else rounded(of) for of in before]
     ri = results.ri.set_index(["arm", "downstream"])["RI_pts"]
     shown = results.shown[results.shown["model"] == model]
     disjoint = results.disjoint.set_index("arm")["disjoint_mRI_pts"]
@@ -49,7 +48,7 @@ def _ri(results: Results, model: str) -> str:
         f"{results.averaged_over}{results.one_training}"
         f"{'; disjoint: mRI without related datasets' * is_disjoint}.",
         ["", *map(results.head, names), "mRI", "95% CI", *["disjoint"] * is_disjoint],
-        [["pretrained %", *known, "", "", *[""] * is_disjoint]],
+        [[*row, "", "", *[""] * is_disjoint] for row in _before(results, model, names)],
         [
             [
                 line.method,
@@ -61,6 +60,20 @@ def _ri(results: Results, model: str) -> str:
             for line in tables.rows(shown)
         ],
     )
+
+
+def _before(results: Results, model: str, names: Sequence[str]) -> Iterator[list[str]]:
+    """The pretrained model's accuracy on each downstream dataset; where unions are trained on, also
+    on the datasets of their RI. A column that trains on all datasets but one shows the one."""
+    on_them = [results.before_on(model, name) for name in names]
+    elsewhere = results.before_elsewhere(model)
+    others = [rounded(elsewhere[name]) for name in names]
+    if all(results.left_out(name) for name in names):
+        yield ["pretrained %, left out", *others]
+    else:
+        yield ["pretrained %", *(ABSENT if of is None else rounded(of) for of in on_them)]
+        if any(len(trained_sets(name)) > 1 for name in names):
+            yield ["pretrained %, others", *others]
 
 
 def _further(results: Results, model: str) -> Iterator[str]:

@@ -69,10 +69,12 @@ def all_numbers(results: Results) -> Section | None:
 
 def how_to_read(results: Results) -> Section | None:
     """What the numbers mean, and their limits."""
+    excluded = "The downstream dataset is excluded."
+    if results.record.upstream:
+        excluded = f"The downstream dataset and {results.record.upstream} are excluded."
     statements = [
         f"RI of a method fine-tuned on one dataset is its mean change in accuracy on "
-        f"{results.measured_on}; mRI is the mean of RI over {results.averaged_over}. The "
-        f"downstream dataset and {results.record.upstream} are excluded.",
+        f"{results.measured_on}; mRI is the mean of RI over {results.averaged_over}. {excluded}",
         "Intervals contain the middle 95% of bootstrap resamples of the source images. Copies of "
         "one source in several datasets are drawn together, and every model is compared with the "
         "pretrained one on the same draw.",
@@ -226,7 +228,8 @@ def artwork(results: Results) -> Section | None:
     record = results.record
     if not record.credits and not record.contact_sheet:
         return None
-    words = f"Samples of {record.upstream} and {', '.join([*record.sets, *record.evaluate_on])}."
+    sets = [*filter(None, [record.upstream]), *record.sets, *record.evaluate_on]
+    words = f"Samples of {listed(sets)}."
     sheet = Picture(words, f"data:image/png;base64,{record.contact_sheet}")
     credits = pandas.DataFrame(record.credits)
     return Section(

@@ -99,9 +99,11 @@ def _before(results: Results) -> Table:
     """The pretrained models' accuracy, and the published accuracy if known."""
     names, numbers = ["model", "evaluated_on"], ["accuracy_pct", "accuracy_low", "accuracy_high"]
     order = [(model, name) for model in results.models for name in results.before(model)]
-    pre = results.grid.named(results.grid.numbers).query(f"method == '{PRE}'")
-    table = pre.set_index(names)[numbers].loc[order].reset_index()
-    known = [results.published.of(model).before.get(name) for model, name in order]
+    pre = results.grid.named(results.grid.numbers).query(f"method == '{PRE}' and downstream == ''")
+    pre = pre.set_index(names)[numbers]
+    table = pre.loc[[key for key in order if key in pre.index]].reset_index()
+    keys = table[names].itertuples(index=False)
+    known = [results.published.of(model).before.get(name) for model, name in keys]
     table["published_pct"] = pandas.Series(known, dtype=float)
     return Table(
         "before",
@@ -221,7 +223,7 @@ def _beside_published(results: Results, model: str, cells: pandas.DataFrame) -> 
     methods without other settings."""
     key, entry = results.ranked(model).set_index("arm")["key"], results.published.of(model)
     sets = [name for name in results.before(model) if name in results.grid.sets]
-    names = [results.record.upstream, *sets]
+    names = [*filter(None, [results.record.upstream]), *sets]
     data = ordered(cells[cells["evaluated_on"].isin(names)], arm=key.index, evaluated_on=names)
     is_same = {row.arm for row in rows(results.ranked(model)) if results.is_published(row)}
     after_of = [

@@ -145,10 +145,11 @@ def methods(results: Results) -> Section | None:
     arms = arms.assign(published_mRI_pts=published)
     numbers = [name for name in map(str, arms) if name.endswith(("_pts", "_pct", "_low", "_high"))]
     data = arms[["model", "method", "variant", *numbers]].dropna(axis=1, how="all")
+    upstream = results.record.upstream
     caption = (
         f"mRI with its 95% CI{results.one_training}, in points; mean accuracy on the downstream "
-        "dataset and on the other datasets, in percent; mean change on "
-        f"{results.record.upstream}, in points"
+        "dataset and on the other datasets, in percent"
+        f"{f'; mean change on {upstream}, in points' if upstream else ''}"
         f"{'; the published mRI' * ('published_mRI_pts' in data)}."
     )
     ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine import cli
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.data.sets import Sets, union_of
@@ -202,6 +203,9 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
     assert float(ranking["FT"]["on_downstream_dataset_pct"]) == pytest.approx(fmean(own))
     text = " ".join((report / "table.txt").read_text().split())
     assert "on the 1 other dataset, in points" in text and "all all all all but" in text
+    before = {i: accuracy["pre", "", "", "", j] for i, j in LEFT_OUT.items()}
+    (shown,) = (line for line in text.split("FT")[0].split("pretrained") if "left out" in line)
+    assert sorted(shown.split()[3:]) == sorted(f"{of:.1f}" for of in before.values())
     (further,) = [
         row for row in campaigns.rows(report / "tables" / "further.csv") if row["method"] == "FT"
     ]
@@ -219,3 +223,55 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
         if (n.method, n.quantity, n.setting) == ("fine_tune", "accuracy", "")
     }
     assert [of[i] for i in LEFT_OUT] == pytest.approx(after)
+
+
+@pytest.mark.slow
+def test_without_upstream_each_column_has_a_head_of_its_own_and_leaves_a_dataset_out_whole(
+    images, grid, tmp_path, capsys
+):
+    """As DomainBed: nothing of the dataset that is left out is trained on, and all is scored."""
+    campaigns.describe(tmp_path, images)
+    report = campaigns.run(
+        tmp_path,
+        "dataset.upstream=null",
+        f"dataset.sets=[{','.join(FOUR)}]",
+        "downstreams=leave_one_out",
+        "evaluate.split=all",
+        "evaluate.calibration=true",
+        "evaluate.cka=30",
+        "train.snapshots=3",
+    )
+    record = campaigns.of_report(report).record
+    assert (record.downstreams, record.upstream) == ([*LEFT_OUT], None)
+    keys = ["method", "alpha", "setting", "downstream"]
+    table, numbers, mri = (
+        pandas.read_csv(report / f"{name}.csv", keep_default_na=False)
+        for name in ("accuracy", "intervals", "mri")
+    )
+    accuracy = table.set_index([*keys, "evaluated_on"])["accuracy"].sort_index()
+    ri = numbers.query("quantity == 'RI'").set_index(keys)["value"]
+    arms = {key[:3] for key in accuracy.index if key[0] != "pre"}
+    before = {i: accuracy["pre", "", "", i, j] for i, j in LEFT_OUT.items()}
+    for arm in arms:
+        change = {i: accuracy[*arm, i, j] - before[i] for i, j in LEFT_OUT.items()}
+        assert {i: float(ri[*arm, i]) for i in LEFT_OUT} == pytest.approx(change)
+        assert mri.set_index(keys[:3])["mri"][arm] == pytest.approx(fmean(change.values()))
+    counts = table.groupby(
+        [table["downstream"].map(LEFT_OUT) == table["evaluated_on"], "evaluated_on"]
+    )
+    n = counts["n"].unique().map(lambda values: values.item())
+    everything = {"outline": 35, "tinted": 35, "few": 21, "plain": 25}
+    held_out = {"outline": 10, "tinted": 10, "few": 6, "plain": 5}
+    assert (n[True].to_dict(), n[False].to_dict()) == (everything, held_out)
+    bases = {row.downstream: row.path.parent for row in record.evaluations if row.method == "pre"}
+    assert len({*bases.values()}) == len(bases) == 4
+    text = " ".join((report / "table.txt").read_text().split())
+    on_own = {
+        i: fmean(accuracy["pre", "", "", i, other] for other in FOUR if other != j)
+        for i, j in LEFT_OUT.items()
+    }
+    row = " ".join(f"{before[i]:.1f}" for i in sorted(on_own, key=lambda i: -on_own[i]))
+    assert f"pretrained %, left out {row}" in text, text
+    out = tmp_path / "published"
+    assert cli.main(["publish", str(report.parent), "--out", str(out)]) == 0
+    assert cli.main(["audit", str(out)]) == 0, capsys.readouterr().out

@@ -202,9 +202,9 @@ def test_a_dataset_extends_another_file(tmp_path):
     (tmp_path / "few.yaml").write_text("extends: pacs\nsets: [sketch]\nroot: data\n", "utf-8")
     (tmp_path / "fewer.yaml").write_text("extends: few.yaml\nholdout: 0.5\n", encoding="utf-8")
     dataset = recipe_of_sections("vit_tiny_random", str(tmp_path / "fewer.yaml")).dataset
-    assert (dataset.name, dataset.upstream, dataset.sets) == ("pacs", "photo", ["sketch"])
+    assert (dataset.name, dataset.upstream, dataset.sets) == ("pacs", None, ["sketch"])
     assert (dataset.holdout, dataset.root) == (0.5, str(tmp_path / "data"))
-    assert list(dataset.own) == ["photo", "sketch"]
+    assert list(dataset.own) == ["sketch"]
     (tmp_path / "few.yaml").write_text("extends: fewer.yaml\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"fewer\.yaml extends itself: name another dataset"):
         recipe_of_sections("vit_tiny_random", str(tmp_path / "fewer.yaml"))
