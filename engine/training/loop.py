@@ -1,8 +1,9 @@
 """Train one cell with DeepSpeed.
 
 The batch is global: each rank takes its slice of the same seeded order, and gradients are averaged
-over samples, not ranks, so the number of ranks changes only the time. Losses stay on the device and
-are read a few times per epoch; a loss that is not finite raises an error that names the step.
+over samples, not ranks, so the number of ranks changes only how sums round. Losses stay on the
+device and are read a few times per epoch; a loss that is not finite raises an error that names the
+step.
 """
 
 from __future__ import annotations
