@@ -28,6 +28,26 @@ def test_clean_keeps_results_and_says_how_to_remove_them(tmp_path):
     assert "To remove them too: rm -r runs" in ended.stdout
 
 
+def test_without_the_pinned_packages_setup_is_loud_and_red_in_ci(tmp_path, monkeypatch):
+    """Installing the newest versions in silence, CI tested another stack than it said."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "setup.log").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@" >>calls\ncase "$*" in *" -c "*|*uv*) exit 1;; esac\n')
+    python.chmod(0o755)
+    (tmp_path / "alone.mk").write_text("include Makefile\npackages:\n\t@$(pinned)\n")
+    unpinned = "-m pip install -e .[test]\n"
+    monkeypatch.setenv("CI", "true")
+    ended = make(tmp_path, "-f", "alone.mk", "packages")
+    assert ended.returncode != 0 and "CI is set" in ended.stderr
+    assert unpinned not in (tmp_path / "calls").read_text()
+    monkeypatch.delenv("CI")
+    ended = make(tmp_path, "-f", "alone.mk", "packages")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "!!! The versions in constraints.txt do not install" in ended.stderr
+    assert (tmp_path / "calls").read_text().endswith(unpinned)
+
+
 def audit(*packages: dict) -> tuple[int, str]:
     text = json.dumps({"dependencies": list(packages)})
     command = [sys.executable, ROOT / ".ci" / "audit.py"]

@@ -23,6 +23,7 @@ from engine.machine import entry
 
 FOLDER = "events"  # next to a plan
 LONGEST = 300  # characters of an error
+_END = ".jsonl"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -138,5 +139,10 @@ def _queue() -> tuple[str, str]:
     return "", ""
 
 
+def stamps(place: PlanFolder) -> dict[str, object]:
+    """By job, what differs once there are more events of the job. Opens no file of events."""
+    return {name.removesuffix(_END): each for name, each in place.root.stamps(FOLDER).items()}
+
+
 def _name(job: str) -> str:
-    return f"{FOLDER}/{job}.jsonl"
+    return f"{FOLDER}/{job}{_END}"

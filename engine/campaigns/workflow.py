@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from engine.campaigns import job_states, reuse, sites
 from engine.campaigns.events import Ended, Queued, append_event
-from engine.campaigns.job_states import DONE, FINISHED, RUNNING, JobState
+from engine.campaigns.job_states import DONE, FINISHED, RUNNING, JobReader, JobState
 from engine.campaigns.parts import Part, write_part
 from engine.campaigns.plan import COLUMN, REPORT, Plan, plan_to_json, stage_of
 from engine.campaigns.plan_folder import PlanFolder
@@ -42,6 +42,7 @@ GRACE_S = 5  # for jobs to end after an interruption; their finished artefacts a
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PING_S = 15  # between two questions to the scheduler
 POLL_S = 0.5
+READ_S = 0.005  # between two reads of the jobs, for each job
 LOG_EVERY_S = 30  # between two states of the progress bar if stderr is not a terminal
 FILE = "workflow.json"  # next to a plan: its jobs, and those of campaigns that run with it
 LOG = "campaign.log"  # next to a plan: Snakemake's output
@@ -193,8 +194,9 @@ def _watch(
             preexec_fn=parent.follow,
         )
         try:
-            ask = _asked(where.scheduler, process.pid, plans) if where.scheduler else str
-            _show_progress(process, plans, ask)
+            readers = [JobReader(plan) for plan in plans]
+            ask = _asked(where.scheduler, process.pid, readers) if where.scheduler else str
+            _show_progress(process, readers, ask)
         finally:
             _end(process, CANCEL_S if where.scheduler else GRACE_S)
             if where.scheduler and process.returncode:
@@ -235,7 +237,7 @@ def _record_ends(plan: Plan, root: Path, scheduler: Scheduler | None, log: str) 
 
 
 def _show_progress(
-    process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], str]
+    process: subprocess.Popen, readers: Sequence[JobReader], watch: Callable[[], str]
 ) -> None:
     """Show a progress bar of all jobs until the process ends, and messages above it.
 
@@ -244,24 +246,28 @@ def _show_progress(
     from tqdm import tqdm  # late: it reads TQDM_MININTERVAL on import
 
     def read() -> list[JobState]:
-        return [state for plan in plans for state in job_states.read_jobs(plan).values()]
+        return [state for reader in readers for state in reader.read().values()]
 
     def text(states: Sequence[JobState]) -> str:
         numbers = Counter(state.state for state in states)
         return job_states.text(numbers, job_states.doing(states))
 
-    total = sum(job_states.steps(plan, job_states.read_jobs(plan)) for plan in plans)
-    interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
-    shown, last = time.monotonic(), ""
-    title = f"{plans[0].name} grid" + (f" of {len(plans)} models" if len(plans) > 1 else "")
-    with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=text(read())) as bar:
+    total = sum(job_states.steps(reader.plan, reader.read()) for reader in readers)
+    states, last = read(), ""
+    read_every_s = max(POLL_S, READ_S * len(states))
+    show_every_s = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
+    read_at = shown_at = time.monotonic()
+    title = readers[0].plan.name + " grid"
+    title += f" of {len(readers)} models" if len(readers) > 1 else ""
+    with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=text(states)) as bar:
         while process.poll() is None:
-            states = read()
+            if time.monotonic() - read_at >= read_every_s:
+                states, read_at = read(), time.monotonic()
             bar.n = min(total, job_states.steps_done(states))
-            if time.monotonic() - shown >= interval:
+            if time.monotonic() - shown_at >= show_every_s:
                 bar.set_postfix_str(text(states), refresh=False)
                 bar.refresh()
-                shown = time.monotonic()
+                shown_at = time.monotonic()
             if last != (message := watch()):
                 bar.write(message, file=sys.stderr)
                 last = message
@@ -270,7 +276,7 @@ def _show_progress(
         bar.n = total if process.returncode == 0 else bar.n
 
 
-def _asked(scheduler: Scheduler, workflow: int, plans: Sequence[Plan]) -> Callable[[], str]:
+def _asked(scheduler: Scheduler, workflow: int, readers: Sequence[JobReader]) -> Callable[[], str]:
     """A function that returns a message while a scheduler does not answer or takes no jobs.
 
     It records what happened to jobs that the scheduler put back into its queue, or forgot.
@@ -281,7 +287,7 @@ def _asked(scheduler: Scheduler, workflow: int, plans: Sequence[Plan]) -> Callab
         nonlocal asked, failed, message
         if time.monotonic() - asked <= PING_S:
             return message
-        begun = [(plan, job_states.read_jobs(plan)) for plan in plans]  # before the scheduler's say
+        begun = [(reader.plan, reader.read()) for reader in readers]  # before the scheduler's say
         states = scheduler.states()
         asked, failed = time.monotonic(), failed + 1 if states is None else 0
         if states is not None:

@@ -144,6 +144,22 @@ class Root:
             return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
         return []
 
+    def stamps(self, name: str | Path = "") -> dict[str, tuple[int, int, int]]:
+        """Inode, size and time of change of all that is in a folder, by name, without opening it;
+        none if the folder does not exist. What changed has another stamp."""
+        with (
+            suppress(FileNotFoundError),
+            self._above(name, inside=True) as (folder, _),
+            os.scandir(folder) as entries,
+        ):
+            found = {}
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    found[entry.name] = status.st_ino, status.st_size, status.st_mtime_ns
+            return found
+        return {}
+
     def files(self, name: str | Path = "") -> list[str]:
         """Returns the sorted relative paths of all regular files below a folder, without following
         links; none if the folder does not exist."""

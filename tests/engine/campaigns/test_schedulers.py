@@ -92,7 +92,7 @@ def test_a_job_that_it_forgot_or_put_back_is_not_at_work(plan, monkeypatch):
     toy, clock = Toy(RunOptions()), itertools.count(0, 20)
     monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
     append_event(plan.place, JOB, begun("8"))
-    ask = workflow._asked(toy, os.getpid(), [plan])
+    ask = workflow._asked(toy, os.getpid(), [job_states.JobReader(plan)])
     state = lambda: job_states.read_job(plan.place, JOB).state  # noqa: E731
     toy.queue_states = {"8": "RUNNING"}
     assert ask() == "" and state() == RUNNING

@@ -1,5 +1,6 @@
 """`rib status`: what files beside a plan and in a store say, of made campaigns."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 from engine import cli
 from engine.campaigns import holdings, job_states
 from engine.campaigns.events import Begun, Ended, Progress, append_event
-from engine.campaigns.plan import Plan
+from engine.campaigns.job_states import FINISHED, RUNNING
+from engine.campaigns.plan import Column, Plan
 from engine.campaigns.status import Status
 from engine.commands.status import lines
+from engine.measures.rows import Setting
 from helpers.runs_folders import artifact, begun, finish
 
 
@@ -69,6 +72,42 @@ def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_wor
     shown = status(at_work.place.runs, capsys)
     assert "jobs: 5 waiting\n" in shown
     assert job_states.steps_done(job_states.read_jobs(at_work).values()) == 0
+
+
+def test_a_campaign_of_many_jobs_is_watched_without_opening_their_files_again(
+    tmp_path, monkeypatch
+):
+    """What a read opens depends on what happened, not on the number of jobs."""
+    plan = begun(tmp_path)
+    columns = [Column("twemoji", Setting({"seed": seed})) for seed in range(100)]
+    plan = dataclasses.replace(plan, columns=columns)
+    reader, opened, os_open = job_states.JobReader(plan), [], os.open
+
+    def counted(path, *arguments, **options):
+        opened.append(str(path))
+        return os_open(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", counted)
+
+    def read() -> int:
+        opened.clear()
+        states = reader.read()
+        count = len(opened)
+        assert states == job_states.read_jobs(plan)
+        return count
+
+    for column in columns:
+        job(plan, column.job, 1, 20)
+    assert read() > 100, "the first time, each"
+    unchanged = read()
+    assert unchanged < 30 and not any(".jsonl" in name for name in opened[:unchanged])
+    append_event(plan.place, columns[7].job, Progress(done=2, total=5))
+    assert unchanged < read() < unchanged + 30
+    job_states.set_done(plan.place, columns[8].job)
+    assert read() < unchanged + 30 and reader.read()[columns[8].job].state == FINISHED
+    job_states.forget(plan.place)
+    read()
+    assert reader.read()[columns[8].job].state == RUNNING
 
 
 def steps(plan: Plan) -> int:

@@ -57,6 +57,24 @@ def test_a_lock_is_held_by_one_at_a_time_and_names_it(path):
     assert not list(path.parent.iterdir()) and locks.holder(path) == "unknown"
 
 
+def test_who_looks_keeps_nobody_from_taking_it(tmp_path):
+    """However often: the look shares the lock for a moment, and a process that takes it knows."""
+    path, is_over = tmp_path / "lock", Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            locks.is_held(path)
+
+    with ThreadPool(2) as pool:
+        looks = [pool.apply_async(look) for _ in range(2)]
+        for _ in range(500):
+            with locks.held(path, unexpected):
+                assert locks.is_held(path)
+        is_over.set()
+        for each in looks:
+            each.get(60)
+
+
 @pytest.mark.slow
 def test_who_waits_gets_it_once_it_is_free(path):
     """The holder holds it for longer than a lease lapses without a change."""
