@@ -23,8 +23,10 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from engine.commands import arguments, recipes
-from engine.recipe import campaigns, catalogue, kinds, schema
+from engine.recipe import campaigns, catalogue, schema
 from engine.recipe.campaigns import recipe_names
+from engine.recipe.kinds import KINDS
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.typed import words as type_in_words
@@ -92,8 +94,8 @@ def _recipe() -> Iterator[str]:
     yield ""
     for name, prefix in SECTIONS.items():
         yield from _section(schema, name, f"`{prefix.rstrip('.') or 'top level'}`")
-    for kind in kinds.names():
-        yield from _section(kinds.find(kind), "Recipe", f"`dataset`, of `kind: {kind}`")
+    for kind in KINDS.names():
+        yield from _section(KINDS.find(kind), "Recipe", f"`dataset`, of `kind: {kind}`")
 
 
 def _section(module: ModuleType, name: str, title: str) -> Iterator[str]:
@@ -175,16 +177,10 @@ def _methods() -> Iterator[str]:
         said = recipes.about(catalogue.path_of("methods", name))
         yield _row(f"`{name}`", said, ", ".join(options.needs), f"{options.passes:g}")
     yield ""
-    for path in sorted((ROOT / "engine/methods").rglob("*.py"), key=lambda path: path.stem):
-        tree = ast.parse(path.read_text("utf-8"))
-        names = {getattr(node, "name", "") for node in tree.body}
-        assigned = [n.targets[0] for n in tree.body if isinstance(n, ast.Assign)]
-        names |= {target.id for target in assigned if isinstance(target, ast.Name)}
-        if "Method" in names:
-            yield f"## `{path.stem}`\n\n{ast.get_docstring(tree)}\n"
-        if {"Method", "Recipe"} <= names:
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            yield from _keys(importlib.import_module(name), "Recipe")
+    for name, options in METHODS.names().items():
+        file = ROOT.joinpath(*METHODS.module(name).split(".")).with_suffix(".py")
+        yield f"## `{name}`\n\n{ast.get_docstring(ast.parse(file.read_text('utf-8')))}\n"
+        yield from _keys(importlib.import_module(options), "Recipe")
 
 
 def _python() -> Iterator[str]:

@@ -65,12 +65,14 @@ def train(name: str, *settings: Settings) -> Cell:
     from engine.cells.build import Builder
     from engine.cells.plan_cell import plan_cell
     from engine.machine import ranks
+    from engine.recipe.finder import allow_users_files
     from engine.recipe.overrides import parsed
 
-    cell = plan_cell(name, parsed(settings), run_users=True)
-    builder = Builder(cell, ranks.start(cell.recipe.device), run_users=True)
-    with builder.store.in_use():
-        return builder.build()
+    with allow_users_files():
+        cell = plan_cell(name, parsed(settings))
+        builder = Builder(cell, ranks.start(cell.recipe.device))
+        with builder.store.in_use():
+            return builder.build()
 
 
 def load_cell(folder: str | Path) -> nn.Module:

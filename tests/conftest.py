@@ -3,8 +3,11 @@
 import contextlib
 import functools
 import signal
+from collections.abc import Iterator
 
 import pytest
+
+from engine.recipe.finder import allow_users_files
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs beside it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,3 +36,10 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture
+def users_files() -> Iterator[None]:
+    """Users' files may run in the test, as in a command that trains."""
+    with allow_users_files():
+        yield

@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from engine.commands.arguments import COMMANDS, build_parser
-from engine.recipe import kinds, modules
+from engine.recipe import kinds
 from engine.recipe.campaigns import OF_GRID
+from engine.recipe.kinds import KINDS
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import flat
 from engine.recipe.schema import MethodRecipe, Recipe
 
@@ -17,12 +19,12 @@ def names() -> list[str]:
     arguments."""
     method = {field.name for field in dataclasses.fields(MethodRecipe)}
     listed = {f"key {key}" for key in (*flat(dataclasses.asdict(Recipe())), *OF_GRID)}
-    for name in modules.names():
-        fields = dataclasses.fields(modules.find(name).Recipe)
+    for name in METHODS.names():
+        fields = dataclasses.fields(METHODS.planned({"module": name}))
         listed |= {f"{name} method.{field.name}" for field in fields if field.name not in method}
-    for name in kinds.names():
+    for name in KINDS.names():
         listed |= {
-            f"{name} dataset.{option}" for option in kinds.options_of(kinds.find(name).Recipe())
+            f"{name} dataset.{option}" for option in kinds.options_of(KINDS.find(name).Recipe())
         }
     _, commands = build_parser([*COMMANDS])
     for name, command in commands.items():

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from engine.campaigns.make_plan import make_plan
 from engine.campaigns.prepare_job import prepare
+from engine.recipe.finder import allow_users_files
 from engine.recipe.overrides import parsed
 from helpers import campaigns, grids, slurm_cluster
 from helpers.processes import ROOT, run, until
@@ -84,7 +85,8 @@ def ended_by_slurm(
     """
     runs = tmp_path_factory.mktemp("ended by Slurm")
     words = [f"runs={runs}", *FAULTY_WORDS]
-    plan = make_plan(str(faulty / "shapes.yaml"), parsed(words), 1, run_users=True)
+    with allow_users_files():
+        plan = make_plan(str(faulty / "shapes.yaml"), parsed(words), 1)
     prepare(plan, grid.device)
     options = ("--time", "1", "--retries", "0")
     with rib(cluster, faulty, runs, *words[1:], *options) as process, ThreadPool(1) as pool:

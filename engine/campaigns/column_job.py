@@ -35,6 +35,7 @@ from engine.measures.rows import (
     Role,
     Setting,
 )
+from engine.recipe.finder import users_files_allowed
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store, hash_once
@@ -44,10 +45,8 @@ from engine.training import trackers
 log = logging.getLogger(__name__)
 
 
-def builders(
-    plan: Plan, device: torch.device, column: Column, *, run_users: bool = True
-) -> list[Builder]:
-    """The builder of each cell of a column. run_users: as of `Builder`."""
+def builders(plan: Plan, device: torch.device, column: Column) -> list[Builder]:
+    """The builder of each cell of a column."""
     first, *rest = cells = list(plan.cells(column))
     # A replicate is evaluated only after training and needs no snapshots.
     followed_cells = [] if column.is_replicate else [cell.recipe for cell in cells]
@@ -56,7 +55,6 @@ def builders(
         device,
         followed=Followed(followed_cells, plan.downstreams),
         store=Store(plan.place.store),
-        run_users=run_users,
     )
     return [builder, *map(builder.of, rest)]
 
@@ -79,15 +77,13 @@ def make_cells(plan: Plan, column: Column, device: torch.device, numbers: Collec
         job_states.advance(plan.place, column.job, done, len(rows) + 1)
 
 
-def make_column(
-    plan: Plan, column: Column, device: torch.device, *, run_users: bool = True
-) -> None:
+def make_column(plan: Plan, column: Column, device: torch.device) -> None:
     """Train every method on a column's dataset, and evaluate the models on all datasets.
 
-    run_users: run users' method files; otherwise their cells must be in the store.
+    Cells of users' methods whose files may not run must be in the store.
     """
     started, name = time.monotonic(), column.job
-    rows = builders(plan, device, column, run_users=run_users)
+    rows = builders(plan, device, column)
     # Columns start at different rows, so that few wait for an artefact that one makes for all.
     in_turn = deque(rows)
     in_turn.rotate(-plan.columns.index(column))
@@ -133,7 +129,7 @@ def make_column(
 def is_trained(row: Builder, column: Column) -> bool:
     """Find or make a row's cell. False if its training diverges in a setting that the campaign
     tries; raises DivergedError if it diverges in another."""
-    if column.setting.is_tried and row.plan.runs_users and not row.run_users:
+    if column.setting.is_tried and row.plan.runs_users and not users_files_allowed():
         return row.is_stored()  # the method's own process has tried
     try:
         row.build()

@@ -13,10 +13,12 @@ from engine.campaigns.plan_folder import PLANS, PlanFolder
 from engine.cells.cell_plan import CellPlan
 from engine.cells.plan_cell import plan_cell
 from engine.errors import RecipeError
-from engine.recipe import catalogue, kinds, modules
+from engine.recipe import catalogue
 from engine.recipe.campaigns import OF_GRID, SELECTION, VARY, methods_of, model_of
 from engine.recipe.effects import effect_of, values_of
+from engine.recipe.finder import is_users
 from engine.recipe.grid_keys import grid_keys
+from engine.recipe.kinds import users_files
 from engine.recipe.overrides import Override, flat
 from engine.recipe.schema import Affects, Recipe
 from engine.store import artifacts
@@ -24,20 +26,17 @@ from loaders.files.durable import file_hash, short_digest
 
 
 @catalogue.each_file_once()
-def make_plan(
-    name: str, overrides: Sequence[Override], cores: int = 1, *, run_users: bool = False
-) -> Plan:
+def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
     """Resolve every cell of a campaign. Imports no torch.
 
-    run_users: run users' method files. Running the campaign requires it. Raises RecipeError if
-    anything cannot be resolved, or if there are fewer than two datasets.
+    Running the campaign requires a plan for which users' method files ran (`allow_users_files`).
+    Raises RecipeError if anything cannot be resolved, or if there are fewer than two datasets.
     """
     grid = grid_keys(name, overrides)
     methods = methods_of(name, overrides)
     _check_overrides(overrides, methods)
     rows = {
-        method: plan_cell(name, overrides, method=method, run_users=run_users, trials=grid.trials)
-        for method in methods
+        method: plan_cell(name, overrides, method=method, trials=grid.trials) for method in methods
     }
     cells = [row.recipe for row in rows.values()]
     shared = cells[0]
@@ -58,8 +57,8 @@ def make_plan(
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
     everything = [cell.recipe for row in rows.values() for cell in row.all()]
-    programs = kinds.files(shared.dataset)
-    programs |= {c.method.module for c in everything if modules.is_users(c.method.module)}
+    programs = users_files(shared.dataset)
+    programs |= {c.method.module for c in everything if is_users(c.method.module)}
     if (words := shared.dataset.words) and any(cell.reads_words for cell in everything):
         programs |= {words}
     files = {program: file_hash(Path(program)) for program in sorted(programs)}
@@ -123,8 +122,8 @@ def _shared(cell: CellPlan) -> dict[str, Any]:
 def settings_of_needs(plan: Plan) -> list[dict[str, Any]]:
     """Settings of all cells that the rows need.
 
-    They include those of users' methods, which the plan's identity leaves out, if the plan was made
-    with `run_users`.
+    They include those of users' methods, which the plan's identity leaves out, if their files
+    ran when the plan was made.
     """
     of_rows = [need for row in plan.rows.values() for need in row.needs.values()]
     return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
@@ -173,14 +172,14 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
         dataset |= {"words": sha256[words]} if words else {}
         dataset |= {"templates": templates} if templates else {}
     module = cell.recipe.method.module
-    if modules.is_users(module):
+    if is_users(module):
         file = {"module": Path(module).name, "sha256": sha256[module]}
         return {**values, "method": {**values["method"], **file}}
     return values | {"needs": {name: _settings(need, sha256) for name, need in cell.needs.items()}}
 
 
 def _by_content(dataset: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str, Any]:
-    if not modules.is_users(kind := str(dataset.get("kind", ""))):
+    if not is_users(kind := str(dataset.get("kind", ""))):
         return {**dataset}
     return {**dataset, "kind": [Path(kind).name, sha256[kind]]}
 

@@ -29,8 +29,9 @@ from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside
 from engine.models import checkpoints, zero_shot
 from engine.models.execution import Form, resolve_compile
-from engine.recipe import modules, preprocessing
+from engine.recipe import methods, preprocessing
 from engine.recipe.effects import values_of
+from engine.recipe.finder import is_users, users_files_allowed
 from engine.recipe.schema import Affects, Recipe, TrainRecipe
 from engine.store import cells, tensors
 from engine.store.artifacts import STORE, Artifact, Store
@@ -70,16 +71,15 @@ class Builder(Context):
         followed: Followed | None = None,
         start: Cell | None = None,
         store: Store | None = None,
-        run_users: bool = False,
     ) -> None:
         """followed: the cells that leave snapshots. start: the model to start from, where that is
         not the recipe's pretrained model. store: where artefacts are found or made, by default
-        below the recipe's `runs`. run_users: as of `modules.find`."""
+        below the recipe's `runs`."""
         recipe = cell.recipe
-        sets = sets or Sets(recipe, device, cache_folder(), run_users=run_users)
+        sets = sets or Sets(recipe, device, cache_folder())
         store = store or Store(Path(recipe.runs) / STORE)
         super().__init__(recipe, device, sets, store, start)
-        self.plan, self.run_users = cell, run_users
+        self.plan = cell
         self.followed = followed or Followed()
 
     @cached_property
@@ -107,11 +107,11 @@ class Builder(Context):
     def build(self) -> Cell:
         """The recipe's cell: found by its key, or made and stored.
 
-        Raises PermissionError for a missing cell of a user's method without `run_users`.
+        Raises PermissionError for a missing cell of a user's method whose file may not run.
         """
-        may_run = self.run_users or not modules.is_users(self.recipe.method.module)
+        may_run = users_files_allowed() or not is_users(self.recipe.method.module)
         # Before any work, since a method's `check` may refuse.
-        method = modules.method_of(self.recipe, run_users=self.run_users) if may_run else None
+        method = methods.method_of(self.recipe) if may_run else None
         if (artifact := self._whole()) is None:
             if not may_run:
                 raise PermissionError(f"{self._name}, a cell of a user's method, is missing")
@@ -134,7 +134,7 @@ class Builder(Context):
         option = self.recipe.train.compile
         if resolve_compile(option, self.device) == "never" or self.plan.needs:
             return
-        method = modules.method_of(self.recipe, run_users=self.run_users)
+        method = methods.method_of(self.recipe)
         if isinstance(method, Trained) and self._whole() is None:
             with self.threads():
                 loop.compile_graphs(method, self)
@@ -192,9 +192,7 @@ class Builder(Context):
 
     def of(self, cell: CellPlan) -> Builder:
         """The builder of another cell, with the same sets and store."""
-        return Builder(
-            cell, self.device, self.sets, self.followed, None, self.store, self.run_users
-        )
+        return Builder(cell, self.device, self.sets, self.followed, None, self.store)
 
     def sibling(self, method: str, seed: int | None = None) -> Builder:
         """The builder of a method in the same column that the cell needs."""

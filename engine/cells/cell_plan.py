@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 
 from engine.measures.rows import TRIAL, Scalar
-from engine.recipe import kinds, modules
+from engine.recipe.finder import is_users
+from engine.recipe.kinds import KINDS
+from engine.recipe.methods import METHODS
 from engine.recipe.schema import VARIANT, Recipe
 from engine.recipe.typed import dump_recipe
 
@@ -70,7 +72,7 @@ class CellPlan:
     @property
     def runs_users(self) -> bool:
         """Whether making the cell, or one that it needs, runs a user's method file."""
-        return any(modules.is_users(cell.recipe.method.module) for cell in self.all())
+        return any(is_users(cell.recipe.method.module) for cell in self.all())
 
     def dump(self) -> str:
         """The recipe and those of the needed cells, as YAML that loads as a recipe."""
@@ -86,9 +88,9 @@ def cell_of_plain(values: Mapping[str, Any]) -> CellPlan:
     values of other types, and KeyError for an unknown method module.
     """
     cell, method = msgspec.convert(values, CellPlan), values["recipe"]["method"]
-    options = msgspec.convert(method, modules.planned_options(method))
+    options = msgspec.convert(method, METHODS.planned(method))
     dataset = values["recipe"]["dataset"]
-    dataset = msgspec.convert(dataset, kinds.planned_options(dataset))
+    dataset = msgspec.convert(dataset, KINDS.planned(dataset))
     needs = {name: cell_of_plain(need) for name, need in values["needs"].items()}
     recipe = dataclasses.replace(cell.recipe, method=options, dataset=dataset)
     return dataclasses.replace(cell, recipe=recipe, needs=needs)

@@ -24,8 +24,8 @@ from engine.measures.rows import trained_sets
 from engine.model_files.model_names import model_section
 from engine.recipe import kinds
 from engine.recipe.campaigns import each_model, model_of, recipe_names
+from engine.recipe.finder import allow_users_files, is_users
 from engine.recipe.grid_keys import overrides_of_sweep
-from engine.recipe.modules import is_users
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.recipe.words import read_words
@@ -67,10 +67,8 @@ def complete(
     """
     options = sites.checked(options)
     # Run users' method files now: only they know which cells they need, and they may raise.
-    plans = {
-        make_plan(name, grid, options.cores, run_users=not dry_run): grid
-        for grid in each_model(name, overrides)
-    }
+    with allow_users_files(not dry_run):
+        plans = {make_plan(name, grid, options.cores): grid for grid in each_model(name, overrides)}
     announce(f"reading the campaign {name}")
     # Commands to encode come last: they have lines of their own.
     faults = [*_faults_of_warmup(plans), *_faults_of_words(plans), *_faults_of_sets(name, plans)]

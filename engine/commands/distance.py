@@ -15,7 +15,7 @@ from loaders.files.root import Root
 
 
 def run(arguments: argparse.Namespace) -> None:
-    cell = plan_cell(arguments.campaign, arguments.overrides, run_users=False)
+    cell = plan_cell(arguments.campaign, arguments.overrides)
     resolved, every = cell.recipe, cell.recipe.dataset.evaluated_sets
     names = arguments.sets or every
     for name in names:  # before the slow imports

@@ -14,6 +14,7 @@ from engine.data.kinds import kind_of
 from engine.did_you_mean import nearest
 from engine.machine.files import cache_folder
 from engine.recipe import kinds, preprocessing
+from engine.recipe.finder import allow_users_files
 from engine.recipe.resolve import recipe_of_sections
 from engine.recipe.schema import Recipe
 from loaders.adopt import adopt
@@ -21,6 +22,7 @@ from loaders.pack import IMAGES, MANIFEST, Pack
 from loaders.trees import Listing, first_names, left_out
 
 
+@allow_users_files()
 def run(arguments: argparse.Namespace) -> None:
     if bool(arguments.set) == arguments.all:
         raise ValueError("give either the name of a dataset or --all")
@@ -103,7 +105,7 @@ def _encode(
     resolved: Recipe, name: str, source: Path | None, arguments: argparse.Namespace
 ) -> None:
     """Encode a dataset unless its pack exists. source: its place, if not the recipe's."""
-    kind = kind_of(resolved.dataset, name, run_users=True)
+    kind = kind_of(resolved.dataset, name)
     folder = packs.pack_folder(resolved, name)
     if (folder / MANIFEST).is_file():
         there, published = len(Pack.open(folder)), kind.published_images()

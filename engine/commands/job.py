@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from engine.campaigns import job_states
 from engine.campaigns.events import Placed, append_event, recorded
@@ -34,7 +34,11 @@ from engine.campaigns.plan import (
 from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import entry, preemption
 from engine.machine.files import runtime_folder
+from engine.recipe.finder import allow_users_files
 from engine.store.artifacts import Store
+
+if TYPE_CHECKING:
+    import torch
 
 _held: list[BinaryIO] = []  # files of claimed GPUs
 
@@ -121,23 +125,29 @@ def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
     if ranks.rank() == 0:
         placed = Placed(device=device_name(device), processes=ranks.world())
         append_event(plan.place, job, placed)
-    if job == PREPARE:
-        from engine.campaigns.prepare_job import prepare
-
-        prepare(plan, device)
-    elif job == DISTANCES:
+    if job == DISTANCES:
         from engine.campaigns.distances_job import make_distances
 
         make_distances(plan, device)
     else:
-        from engine.campaigns.column_job import make_cells, make_column
-
-        (column,) = [column for column in plan.columns if column.job == job]
-        if arguments.cells is None:
-            make_column(plan, column, device, run_users=not arguments.found)
-        else:
-            make_cells(plan, column, device, arguments.cells)
+        with allow_users_files(not arguments.found):
+            _make_cells(arguments, plan, device)
     ranks.stop()
+
+
+def _make_cells(arguments: argparse.Namespace, plan: Plan, device: torch.device) -> None:
+    if arguments.job == PREPARE:
+        from engine.campaigns.prepare_job import prepare
+
+        prepare(plan, device)
+        return
+    from engine.campaigns.column_job import make_cells, make_column
+
+    (column,) = [column for column in plan.columns if column.job == arguments.job]
+    if arguments.cells is None:
+        make_column(plan, column, device)
+    else:
+        make_cells(plan, column, device, arguments.cells)
 
 
 def report(plan: Plan) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from engine.cells.plan_cell import plan_cell
 from engine.commands import recipes
 from engine.machine.terminal import announce
+from engine.recipe.finder import allow_users_files
 from engine.recipe.overrides import Override, of_word
 
 HEAD = """\
@@ -41,21 +42,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     if show:
-        print(plan_cell(name, overrides, run_users=False).dump(), end="")
+        print(plan_cell(name, overrides).dump(), end="")
         return
     # Find most mistakes before the imports, which take seconds.
-    plan_cell(name, overrides, run_users=False)
+    plan_cell(name, overrides)
     announce(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.cells.build import Builder
     from engine.commands import outcome
     from engine.machine import ranks
 
-    cell = plan_cell(name, overrides, run_users=True)
-    device = ranks.start(cell.recipe.device)
-    for builder in Builder(cell, device, run_users=True).seeded():
-        with builder.store.in_use():
-            trained = builder.build()
-            with builder.alone(f"{trained.name}-evaluated"):
-                outcome.show(builder, trained)
+    with allow_users_files():
+        cell = plan_cell(name, overrides)
+        device = ranks.start(cell.recipe.device)
+        for builder in Builder(cell, device).seeded():
+            with builder.store.in_use():
+                trained = builder.build()
+                with builder.alone(f"{trained.name}-evaluated"):
+                    outcome.show(builder, trained)
     ranks.stop()

@@ -20,7 +20,7 @@ from engine.report import console
 
 def run(arguments: argparse.Namespace) -> int:
     given = [*overrides.of_mapping({"model": arguments.model}), *arguments.overrides]
-    cell = plan_cell(arguments.campaign, given, run_users=False)
+    cell = plan_cell(arguments.campaign, given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = cell.recipe
     device = ranks.start(recipe.device)

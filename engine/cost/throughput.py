@@ -32,7 +32,8 @@ from engine.evaluation import passes
 from engine.machine import precision
 from engine.machine.files import cache_folder
 from engine.methods.base import Trained
-from engine.recipe import catalogue, modules, overrides
+from engine.recipe import catalogue, overrides
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe
 from engine.run import Run
@@ -175,7 +176,7 @@ class Bench:
     def training(self, method: str, batch: int) -> Iterator[Training]:
         """Prepare a method's training, and close its engine at the end."""
         builder = self._builder(method, batch)
-        trained = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+        trained = METHODS.find(builder.recipe.method.module).Method(builder.recipe.method)
         if not isinstance(trained, Trained):
             raise ValueError(f"{method} combines finished cells and does not train: omit it")
         loop.prepare(trained, builder)

@@ -18,7 +18,8 @@ from engine.data import packs, splits
 from engine.data.kinds import kind_of
 from engine.measures.rows import trained_sets
 from engine.model_files.architectures import stored_architectures
-from engine.recipe import kinds, modules
+from engine.recipe import kinds
+from engine.recipe.finder import is_users
 from engine.recipe.schema import ModelRecipe, Recipe
 from loaders.files.durable import short_digest
 from loaders.pack import MANIFEST, Pack
@@ -129,8 +130,8 @@ def graphs(cells: Sequence[Recipe]) -> Work:
     """The compilation of graphs: one for evaluation, and those that methods train with."""
     names = set[str]()
     for cell in cells:
-        is_users = modules.is_users(cell.method.module)  # which counts as fine-tuning
-        names.update(("network",) if is_users else cell.method.graphs)
+        # A user's method counts as fine-tuning.
+        names.update(("network",) if is_users(cell.method.module) else cell.method.graphs)
     return Work("graphs are compiled", gpu_s=(1 + len(names)) * rates.GRAPH_S)
 
 
@@ -208,7 +209,7 @@ def size_of(recipe: Recipe, name: str) -> Size:
 
 def _passes(cell: Recipe) -> float:
     """The cost per training image, in forward passes; 0 without optimizer steps."""
-    if modules.is_users(cell.method.module):
+    if is_users(cell.method.module):
         return FULL_PASSES
     return cell.method.passes + cell.method.stored_passes * bool(cell.train.augment)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.data.kinds import Kind, kind_of
 from engine.recipe import preprocessing
-from engine.recipe.modules import is_users
+from engine.recipe.finder import is_users
 from engine.recipe.schema import Recipe
 from loaders import decoding
 from loaders.beton import page_size_of
@@ -31,16 +31,14 @@ SAMPLE = 500  # maximum bytes of an image's label, names and checksum
 IMAGES_A_CLASS = 6  # of a smoke run; enough to hold out at least one of each class
 
 
-def pack_of(
-    recipe: Recipe, name: str, cache: Path, *, head: Sequence[str] = (), run_users: bool = False
-) -> Pack:
+def pack_of(recipe: Recipe, name: str, cache: Path, *, head: Sequence[str] = ()) -> Pack:
     """The pack of a dataset for a recipe's model; encodes it if there is none.
 
-    head: the classes of the model's head, if they are known. run_users: permission to run a user's
-    file that reads images. Raises ValueError if the pack was made with other options or the images
-    have changed, and PermissionError if it is missing and only a user's file can read the images.
+    head: the classes of the model's head, if they are known. Raises ValueError if the pack was made
+    with other options or the images have changed, and PermissionError if it is missing and only a
+    user's file, which may not run, can read the images.
     """
-    kind = kind_of(recipe.dataset, name, run_users=run_users)
+    kind = kind_of(recipe.dataset, name)
     kind.head = head
     if pack := _found(recipe, kind):
         if "adopted" not in pack.manifest["extra"]:

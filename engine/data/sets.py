@@ -160,7 +160,7 @@ class Sets:
 
     packs: opened packs, by name. given_classes: the head's classes in order, if they are not the
     upstream dataset's. mask: the possible predictions: the dataset's classes (`present`), all
-    (`none`), or as in the dataset's published accuracies (`benchmark`). run_users: as of `pack_of`.
+    (`none`), or as in the dataset's published accuracies (`benchmark`).
     """
 
     def __init__(
@@ -171,13 +171,11 @@ class Sets:
         packs: Mapping[str, Pack] | None = None,
         given_classes: Sequence[str] = (),
         mask: str = "present",
-        run_users: bool = False,
     ) -> None:
         if mask not in MASKS:
             raise ValueError(f"mask {mask!r} is not valid{nearest(mask, MASKS)}")
         self.recipe = recipe
         self.mask = mask
-        self.run_users = run_users
         self.packs = packs or {}
         self.given_classes = tuple(given_classes)
         self.device = device
@@ -208,7 +206,7 @@ class Sets:
             if pack is None:
                 dataset = kinds.of_set(dataset, name)
                 make = functools.partial(pack_of, self.recipe, name, self.cache)
-                pack = ranks.first(lambda: make(head=head, run_users=self.run_users))
+                pack = ranks.first(lambda: make(head=head))
             head = head or pack.classes
             outputs = grouping.outputs_of(pack, head, dataset.outputs)
             rule = self._mask_rule(name, dataset, pack, head)
@@ -310,7 +308,7 @@ class Sets:
     def _larger(self, recipe: Recipe, name: str) -> Pack:
         """A dataset's pack of the recipe's larger images."""
         make = functools.partial(pack_of, recipe, name, self.cache)
-        pack = ranks.first(lambda: make(head=self.classes, run_users=self.run_users))
+        pack = ranks.first(lambda: make(head=self.classes))
         if not np.array_equal(pack.keys, self[name].pack.keys):
             raise ValueError(
                 f"{pack.folder} and {self[name].pack.folder} have different images, so "

@@ -26,7 +26,9 @@ from engine.measures.rows import PRE, UNION
 from engine.methods.base import Derived
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.weights import TEXT, load_weights
-from engine.recipe import modules, overrides, preprocessing
+from engine.recipe import methods, overrides, preprocessing
+from engine.recipe.finder import allow_users_files
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import Override
 from engine.recipe.resolve import recipe_of_sections, varied_recipe
 from engine.recipe.schema import MethodRecipe
@@ -88,6 +90,7 @@ class Checkpoints:
         return accuracy
 
 
+@allow_users_files()
 def merged(
     method: str,
     places: Sequence[Path],
@@ -157,12 +160,12 @@ def _options(
         members = [*([PRE] if with_base else []), *files]
         one_seed = {f"method.{SEEDS}": 1} if SEEDS in options else {}
         cell = varied_recipe(cell, {f"method.{MEMBERS}": members, **one_seed})
-    return modules.checked(cell, run_users=True)
+    return methods.checked(cell)
 
 
 def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
     """The file for each cell that a method uses."""
-    method = modules.find(options.module, run_users=True).Method
+    method = METHODS.find(options.module).Method
     if not issubclass(method, Derived):
         raise ValueError(
             f"{options.name} trains. Methods that merge finished models: "
@@ -186,7 +189,7 @@ def _made(
 
     cells: by file.
     """
-    method = modules.find(options.module, run_users=True).Method(options)
+    method = METHODS.find(options.module).Method(options)
     no_model = ValueError(
         f"{options.title} averages outputs, which no single model has: merge by soup, or have "
         "`rib evaluate` judge each checkpoint"

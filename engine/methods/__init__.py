@@ -1,8 +1,5 @@
-"""Fine-tuning methods, one file each, found by name. `base` defines the interface.
+"""Fine-tuning methods. `base` defines the interface.
 
-`beyond` has the methods beyond the benchmark's ten.
+The method NAME is `NAME.py`, and its options `options/NAME.py`, which planning imports without
+torch. `beyond` has the methods beyond the benchmark's ten.
 """
-
-from engine.methods import options_first
-
-options_first.load_from(*__path__)

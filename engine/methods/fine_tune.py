@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from engine.recipe.schema import MethodRecipe
-
-
-class Recipe(MethodRecipe):
-    """The options of every method."""
-
-
 from engine.methods.base import Trained
+from engine.methods.options.fine_tune import Recipe
 
-Method = Trained
+
+class Method(Trained):
+    recipe: Recipe

@@ -10,23 +10,6 @@ the class token, position embedding and final norms with the head (on a ResNet, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-from engine.recipe.schema import MethodRecipe, Positive, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    step_passes = 2.0  # as LoRA's
-    l2: Positive = searched(1e-3, 10)  # original: weight of the penalty (`engine.methods.heads`)
-    anchor: Literal["base", "zero"] = "base"  # original: l2 pulls to the base model's head, or 0
-
-    @property
-    def takes_steps(self) -> bool:
-        return self.variant != "original"
-
-
 from dataclasses import replace
 
 import torch
@@ -35,6 +18,7 @@ from torch import nn
 from engine import models
 from engine.methods import heads
 from engine.methods.base import Context, FrozenBackbone
+from engine.methods.options.linear_probe import Recipe
 from engine.recipe import schema
 from engine.store.cells import Export
 

@@ -7,19 +7,6 @@ which computes the same function and runs every timm model unchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, Number, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    step_passes = 2.0  # the backward pass skips gradients of the backbone's weights
-    rank: Number = searched(8, 4)  # of the low-rank factors
-    scale: float = searched(1 / 8, 4)  # factor on B A; the LoRA paper's alpha / rank
-    train_head: bool = True  # original: train the head too
-
-
 import functools
 import math
 from typing import Any
@@ -29,6 +16,7 @@ from torch import nn
 
 from engine import models
 from engine.methods.base import Context, FrozenBackbone
+from engine.methods.options.lora import Recipe
 from engine.store.cells import Export
 
 RELEASED_TRAINS = ("cls_token", "pos_embed", "norm")

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    needs = ("linear_probe",)
-
-
 from torch import nn
 
 from engine import models
 from engine.methods.base import Context, Trained
+from engine.methods.options.lp_ft import Recipe
 
 
 class Method(Trained):

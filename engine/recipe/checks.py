@@ -8,7 +8,8 @@ from pathlib import Path
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.rows import UNION
-from engine.recipe import kinds, modules
+from engine.recipe import kinds
+from engine.recipe.finder import check_file, is_users
 from engine.recipe.kinds import LISTS
 from engine.recipe.schema import FEWEST_FOR_CKA, DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
 from engine.recipe.words import read_words
@@ -168,8 +169,8 @@ def _check_names(recipe: Recipe) -> None:
                 "on: rename the dataset"
             )
     for name, own in dataset.own.items():
-        if modules.is_users(kind := str(own.get("kind", ""))):
-            modules.check_file(f"dataset.own.{name}: kind", kind)
+        if is_users(kind := str(own.get("kind", ""))):
+            check_file(f"dataset.own.{name}: kind", kind)
     for name in (*dataset.known, *dataset.probe_sets):
         of_set = kinds.of_set(dataset, name)
         of_set.check(name)

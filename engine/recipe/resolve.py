@@ -15,9 +15,11 @@ from typing import Any
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.model_files.model_names import model_section
-from engine.recipe import campaigns, catalogue, checks, kinds, modules, overrides, typed
+from engine.recipe import campaigns, catalogue, checks, kinds, overrides, typed
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, is_path, path_of, with_absolute_module
+from engine.recipe.kinds import KINDS
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import COMMAND_LINE, Override, nested
 from engine.recipe.schema import VARIANT, MethodRecipe, Recipe
 from engine.recipe.typed import NEEDS, OF_METHOD, Layer, Options
@@ -38,7 +40,7 @@ def load_recipe(
     `method` and `downstream` select another cell of the same campaign. Overrides of `method.*`
     apply to the recipe's method, or to the single row of `methods=[ROW]`; for other methods only
     `method.variant` applies. A user's method file does not run, so the options have only the
-    recipe's keys (`modules.complete` adds the rest).
+    recipe's keys (`Modules.complete` adds the rest).
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
@@ -134,17 +136,17 @@ def without_options(given: Sequence[Override]) -> list[Override]:
 def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], Options]:
     """The merged values of the layers, and the classes of their options."""
     values: dict[str, Any] = {}
-    options = Options(modules.options(layers), kinds.options(layers))
+    options = Options(METHODS.options(layers), KINDS.options(layers))
     try:
         for source, layer in layers:
             typed.add(values, Recipe, options, layer, source)
     except typed.UnknownKeyError as error:
         section, _, name = error.key.rpartition(".")
-        find, what = (kinds, "dataset") if section == "dataset" else (modules, "method")
-        owners = find.with_option(name)
+        modules = KINDS if section == KINDS.section else METHODS
+        owners = modules.with_option(name)
         if not owners:
             raise
-        hint = f"{what}.{name} is an option of {', '.join(owners)}"
+        hint = f"{modules.section}.{name} is an option of {', '.join(owners)}"
         raise RecipeError(f"{error}; {hint}") from error
     kinds.keep_own(values["dataset"], layers)
     is_zero_shot = values.get("model", {}).get("weights", {}).get("source") == "open_clip"

@@ -27,7 +27,7 @@ from engine.cells.plan_cell import plan_cell
 from engine.machine import ranks
 from engine.machine.terminal import quiet_libraries
 from engine.methods.base import Trained
-from engine.recipe import modules
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
@@ -91,12 +91,12 @@ class Grid:
     def builder(self, *extra: str) -> Builder:
         """The builder of the cell that these overrides describe."""
         given = parsed(self.overrides(*extra))
-        cell = plan_cell(self.recipe, given, run_users=True)
+        cell = plan_cell(self.recipe, given)
         variant = parsed([{"method.variant": cell.recipe.method.variant}])
         shared = [*without_options(given), *variant]
-        load = functools.partial(plan_cell, self.recipe, shared, run_users=True)
+        load = functools.partial(plan_cell, self.recipe, shared)
         plan = CellPlan(cell.recipe, AnyMethod(cell.needs, load))
-        return Builder(plan, self.device, run_users=True)
+        return Builder(plan, self.device)
 
     def build(self, *extra: str) -> tuple[Builder, Cell]:
         """That cell, trained now if it was not before."""
@@ -197,7 +197,7 @@ def prepared(grid: Grid, *extra: str, index: tuple[int, ...] = (0, 9, 4, 16, 20)
     before = builder.base.state()
     torch.manual_seed(builder.recipe.seed)
     options = builder.recipe.method
-    method = modules.find(options.module, run_users=True).Method(options)
+    method = METHODS.find(options.module).Method(options)
     method.prepare(builder.network(builder.base), builder)
     method.train()
     name, arch = builder.recipe.downstream, builder.recipe.model.arch

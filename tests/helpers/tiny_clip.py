@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.recipe import modules
+from engine.recipe.methods import METHODS
 from helpers.grids import CLASSES, SIZE, Grid, labels, listing
 from helpers.twins import assert_near
 
@@ -111,7 +111,7 @@ class Beside:
 def beside(grid: Grid, package: ModuleType, words: Sequence[str], *, text: bool = True) -> Beside:
     """A method that trains both towers, or with text=False the vision tower alone."""
     builder, index = grid.builder(*words), [0, 9, 4]
-    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    method = METHODS.find(builder.recipe.method.module).Method(builder.recipe.method)
     method.prepare(builder.network(builder.base), builder)
     method.train()
     (batch,) = builder.sets.source("outline").batches([np.array(index)])

@@ -12,18 +12,19 @@ from typing import Any
 
 from engine.data.kinds.base import Kind
 from engine.recipe import kinds
-from engine.recipe.modules import is_users
+from engine.recipe.finder import is_users, users_files_allowed
+from engine.recipe.kinds import KINDS
 from engine.recipe.schema import DatasetRecipe
 from loaders.files.durable import file_hash
 from loaders.trees import Listing
 
 
-def kind_of(benchmark: DatasetRecipe, name: str, *, run_users: bool = False) -> Kind:
-    """One dataset of a benchmark. run_users: permission to run a user's file that reads images."""
+def kind_of(benchmark: DatasetRecipe, name: str) -> Kind:
+    """One dataset of a benchmark."""
     dataset = kinds.of_set(benchmark, name)
     if is_users(dataset.kind):
-        return Users(dataset, name, run_users)
-    module = kinds.find(dataset.kind)
+        return Users(dataset, name)
+    module = KINDS.find(dataset.kind)
     assert isinstance(dataset, module.Recipe), (dataset.kind, type(dataset))
     return module.Kind(dataset, name)
 
@@ -31,13 +32,9 @@ def kind_of(benchmark: DatasetRecipe, name: str, *, run_users: bool = False) -> 
 class Users(Kind):
     """A dataset whose images a user's file, which `dataset.kind` names, lists and opens.
 
-    Only these two run the file, with permission (`run_users`): everything else of the dataset
-    follows from the recipe, the file's hash and the pack.
+    Only these two run the file, where users' files may run: everything else of the dataset follows
+    from the recipe, the file's hash and the pack.
     """
-
-    def __init__(self, dataset: DatasetRecipe, name: str, run_users: bool) -> None:
-        super().__init__(dataset, name)
-        self.run_users = run_users
 
     def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
         return self._kind.listing(cache, source, partial=partial)
@@ -52,9 +49,9 @@ class Users(Kind):
 
     @functools.cached_property
     def _kind(self) -> Kind:
-        if not self.run_users:
+        if not users_files_allowed():
             raise PermissionError(
                 f"{self.name} is not encoded, and {self.dataset.kind} is a program: only commands "
                 "that train or encode run it"
             )
-        return kinds.find(self.dataset.kind).Kind(kinds.complete(self.dataset), self.name)
+        return KINDS.find(self.dataset.kind).Kind(KINDS.complete(self.dataset), self.name)

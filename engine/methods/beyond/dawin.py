@@ -13,16 +13,8 @@ image does not depend on other images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from engine.measures.rows import PRE
 from engine.methods.beyond import ensemble
-
-
-@dataclass(frozen=True)
-class Recipe(ensemble.Recipe):
-    # methods whose weights are interpolated for each image; pre: the pretrained model
-    members: list[str] = field(default_factory=lambda: [PRE, "fine_tune"])
+from engine.methods.beyond.options.dawin import Recipe
 
 
 class Method(ensemble.Method):

@@ -20,20 +20,11 @@ covers the classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, NotNegative
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    rate: NotNegative = 0.5  # learning rate of omega; 0: plain fine-tuning
-
-
 import torch
 import torch.nn.functional as F
 
 from engine.methods.beyond.ftp import NumberPerTensor, rows
+from engine.methods.beyond.options.digrap import Recipe
 
 
 class Method(NumberPerTensor):

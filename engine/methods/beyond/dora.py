@@ -8,15 +8,11 @@ A row holds the weights of one output, as in the authors' release and in PEFT.
 
 from __future__ import annotations
 
-from engine.methods import lora
-
-
-class Recipe(lora.Recipe):
-    """LoRA's options."""
-
-
 import torch
 from torch import nn
+
+from engine.methods import lora
+from engine.methods.beyond.options.dora import Recipe
 
 
 class Directions(lora.LowRank):

@@ -14,19 +14,13 @@ classes, and no second training follows.
 
 from __future__ import annotations
 
-from engine.recipe.schema import MethodRecipe
-
-
-class Recipe(MethodRecipe):
-    """FLOW has no options."""
-
-
 import numpy as np
 import torch
 from torch import nn
 
 from engine import models
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.flow import Recipe
 from loaders.batches import Batch, on_device
 
 ROWS = 4096  # rows of logits computed at a time

@@ -16,22 +16,13 @@ not constrain a new head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, Unit
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    annealing: Unit = 1.0  # factor on gradients that shrink a radius; 0: radii never shrink
-
-
 import copy
 
 import torch
 from torch import nn
 
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.ftp import Recipe
 
 RATE, BETAS, EPS = 1e-2, (0.9, 0.999), 1e-8
 

@@ -16,22 +16,12 @@ matrices, and larger kernels are not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.methods.beyond.ties import MembersRecipe
-from engine.recipe.schema import NotNegative, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MembersRecipe):
-    scale: NotNegative = searched(1.0, 3)  # of the merged task vector
-
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from engine.methods.beyond.options.iso_c import Recipe
 from engine.methods.beyond.task_vectors import TaskVectors, Vector
 
 

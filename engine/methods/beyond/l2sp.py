@@ -11,26 +11,12 @@ the penalty in its step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-from engine.recipe.schema import MethodRecipe, NotNegative, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    # strength of the penalty on the distance to the pretrained weights
-    alpha: NotNegative = searched(0.1, 10)
-    # shared: pull the head to its pretrained values, by alpha; new: pull it to zero, by beta
-    head: Literal["shared", "new"] = "shared"
-    beta: NotNegative = searched(0.01, 10)  # strength of the penalty on the norm of a new head
-
-
 import torch
 from torch import nn
 
 from engine import models
 from engine.methods.base import Context, Penalty, Trained
+from engine.methods.beyond.options.l2sp import Recipe
 
 
 class Method(Trained):

@@ -16,17 +16,6 @@ too large to store. `train.compile` has no effect: a graph would hide the blocks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, NotNegative, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    step_passes = 4.0  # the pretrained model's forward pass too
-    weight: NotNegative = searched(10.0, 10)  # of the features' distance; the release's
-
-
 import copy
 import math
 
@@ -35,6 +24,7 @@ from torch import nn
 
 from engine.machine.layers import blocks
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.ldifs import Recipe
 from loaders.batches import Batch
 
 PARTS = 4  # of the chain of blocks, at whose ends features are compared

@@ -12,24 +12,12 @@ blocks of a convolutional model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, Unit
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    needs = ("fine_tune",)
-    trains = False
-    alpha: Unit = 0.5  # scale of the first block
-    beta: Unit = 0.5  # scale of the last block minus alpha
-
-
 from collections.abc import Sequence
 
 from torch import nn
 
 from engine.machine.layers import numbers
+from engine.methods.beyond.options.lines import Recipe
 from engine.methods.beyond.task_vectors import TaskVectors, Vector
 
 

@@ -14,31 +14,13 @@ As in the release, the head's class embeddings are trained without the scale s, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from msgspec import Meta
-
-from engine.methods.beyond import flyp
-from engine.recipe.schema import NotNegative, Number, searched
-
-
-@dataclass(frozen=True)
-class Recipe(flyp.OfCLIP):
-    stored_passes: ClassVar[float] = 1.0
-    networks = ("network without head",)
-
-    weight: NotNegative = searched(1.0, 10)  # of the regularizer on the energy of random texts
-    texts: Number = 80  # per step
-    tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # per text, without start and end tokens
-
-
 import torch
 from torch import nn
 
 from engine import models
 from engine.machine import ranks
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.lipsum_ft import Recipe
 from engine.models import clip
 from engine.store.cells import Export
 from loaders.batches import Batch, on_device

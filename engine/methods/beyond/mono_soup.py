@@ -14,22 +14,12 @@ such as biases, keep their fine-tuned values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    needs = ("fine_tune",)
-    trains = False
-
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from engine.methods.beyond.options.mono_soup import Recipe
 from engine.methods.beyond.task_vectors import TaskVectors, Vector
 
 

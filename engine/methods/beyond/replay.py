@@ -13,26 +13,12 @@ train see both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, NotNegative, Number, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    images: Number = 1  # upstream images for each downstream image
-    weight: NotNegative = searched(1.0, 10)  # of their mean loss
-
-    @property
-    def passes(self) -> float:
-        return super().passes * (1 + self.images)
-
-
 import numpy as np
 import torch
 from torch import nn
 
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.replay import Recipe
 from loaders.batches import Batch
 
 

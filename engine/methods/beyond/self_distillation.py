@@ -9,24 +9,11 @@ of a batch. `teacher` has both papers' averages. `carot` is the full method, for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-from engine.recipe.schema import MethodRecipe, NotNegative, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    step_passes = 4.0  # the teacher's forward pass too
-    networks = ("network", "teacher")
-    weight: NotNegative = searched(1.5, 10)  # of the divergence from the teacher
-    average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
-
-
 import torch
 from torch import nn
 
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.self_distillation import Recipe
 from engine.methods.beyond.teacher import Teacher
 from loaders.batches import Batch
 

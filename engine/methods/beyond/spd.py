@@ -14,22 +14,13 @@ independent of SPD.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, NotNegative, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    lam: NotNegative = searched(1.0, 3)  # 1: return exactly to the distance before the step
-
-
 from typing import Any
 
 import torch
 from torch import nn
 
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.spd import Recipe
 
 LISTS: Any = torch  # its operations on lists of tensors have no type stubs
 

@@ -12,20 +12,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import BelowOne, MethodRecipe, NotNegative, Part, Unit
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    layer_decay: Part = 1.0  # ratio of a layer's learning rate to the next layer's; 1: all equal
-    ema: BelowOne = 0.0  # decay of a moving average of the weights; 0: no average
-    label_smoothing: BelowOne = 0.0  # probability mass spread evenly over all classes; 0: none
-    mixup: NotNegative = 0.0  # alpha of the Beta distribution of mixing coefficients; 0: no mixup
-    hflip: Unit = 0.0  # probability of a horizontal flip
-
-
 import copy
 
 import torch
@@ -36,6 +22,7 @@ from engine import models
 from engine.machine import ranks
 from engine.machine.layers import numbers
 from engine.methods.base import Context, Trained
+from engine.methods.beyond.options.strong_fine_tune import Recipe
 from engine.methods.beyond.teacher import move
 from engine.store.cells import Export
 from loaders.batches import Batch, on_device

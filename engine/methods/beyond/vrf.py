@@ -18,24 +18,6 @@ needs one pass over the training images for their features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from engine.recipe.schema import MethodRecipe, Positive, searched
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    needs = ("fine_tune",)
-    trains = False
-    has_weights = False
-    middle: float = 1.5  # squared distance at which both models have equal weight
-    width: Positive = searched(0.6, 3)  # of the sigmoid, in units of squared distance
-
-    @property
-    def merged_models(self) -> int:
-        return 0
-
-
 import logging
 
 import numpy as np
@@ -46,6 +28,7 @@ from scipy import optimize
 from engine import models
 from engine.data import grouping
 from engine.methods.base import Context, Derived
+from engine.methods.beyond.options.vrf import Recipe
 from engine.store.cells import Cell, Gated
 
 log = logging.getLogger(__name__)

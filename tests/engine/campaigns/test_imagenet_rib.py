@@ -20,7 +20,7 @@ from engine.evaluation import passes
 from engine.machine.files import cache_folder
 from engine.measures import metrics
 from engine.measures.predictions import SetPredictions
-from engine.recipe import modules
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import parsed
 from engine.store import tensors
 from helpers import grids
@@ -120,7 +120,7 @@ def test_predictions_on_objects_are_those_of_the_largest_member(rib):
 def test_losses_see_grouped_classes(rib, method):
     builder = rib.builder(f"method={method}")
     torch.manual_seed(0)
-    built = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    built = METHODS.find(builder.recipe.method.module).Method(builder.recipe.method)
     built.prepare(builder.network(builder.base), builder)
     built.train()
     (batch,) = builder.sets.source("objectnet").batches([np.array([0, 3, 5])])

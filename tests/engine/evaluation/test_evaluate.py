@@ -10,7 +10,7 @@ from PIL import Image
 
 from engine.cells.build import Builder
 from engine.evaluation import passes
-from engine.recipe import modules
+from engine.recipe.methods import METHODS
 from engine.store import cells
 from helpers.evaluations import by_timm, check_predictions, tables
 from helpers.evaluations import same as same_tables
@@ -166,7 +166,7 @@ def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
 
 @pytest.mark.parametrize(
     "method",
-    sorted(set(modules.names()) - {"flyp", "carot", "tracer", "lipsum_ft", "ensemble", "dawin"}),
+    sorted(set(METHODS.names()) - {"flyp", "carot", "tracer", "lipsum_ft", "ensemble", "dawin"}),
 )
 def test_every_option_of_a_method_changes_the_name_of_its_cell(grid, method):
     builder = grid.builder(f"method={method}")

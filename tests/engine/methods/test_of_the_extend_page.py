@@ -8,6 +8,7 @@ import torch
 
 from helpers.grids import prepared, trained
 
+pytestmark = pytest.mark.usefixtures("users_files")
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "extend.md").read_text("utf-8")
 METHOD, RECIPE = (

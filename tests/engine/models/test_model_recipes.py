@@ -16,9 +16,10 @@ from torch import nn
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.methods.base import Trained
-from engine.recipe import modules, preprocessing
+from engine.recipe import preprocessing
 from engine.recipe.campaigns import each_model, methods_of
 from engine.recipe.catalogue import ROOT
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import MethodRecipe, ModelRecipe
@@ -170,7 +171,7 @@ def test_a_step_of_every_method(name, variant):
     trained = []
     for key in methods_of("imagenet_rib"):
         cell = load_recipe("imagenet_rib", parsed(words), method=key)
-        method = modules.find(cell.method.module).Method(cell.method)
+        method = METHODS.find(cell.method.module).Method(cell.method)
         on_convolutions = (key, variant, name[:6]) == ("lora", "released", "resnet")
         if not isinstance(method, Trained) or on_convolutions:  # which it refuses
             continue

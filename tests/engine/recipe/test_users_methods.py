@@ -10,7 +10,8 @@ from engine.campaigns.make_plan import make_plan
 from engine.cells.plan_cell import plan_cell
 from engine.errors import RecipeError
 from engine.methods import soup
-from engine.recipe import modules
+from engine.recipe.finder import allow_users_files
+from engine.recipe.methods import METHODS, method_of
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import Recipe
@@ -65,6 +66,7 @@ def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
     assert dump_recipe(load_recipe(str(tmp_path / "dumped.yaml"))) == dump_recipe(resolved)
 
 
+@pytest.mark.usefixtures("users_files")
 def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_path):
     shown = cell(tmp_path, METHOD, "method.strength=2")
     shared = {"name": "mine", "title": "Mine", "module": f"{tmp_path}/mine.py"}
@@ -72,9 +74,10 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
     assert dataclasses.asdict(shown.method) == shared | {"steps": 3, "strength": 2}
     assert shown == cell(tmp_path, METHOD, "method.strength=2")
     options = {"strength": 2.0, "kind": "near", "steps": 3}
-    assert dataclasses.asdict(modules.method_of(shown, run_users=True).recipe) == shared | options
+    assert dataclasses.asdict(method_of(shown).recipe) == shared | options
 
 
+@pytest.mark.usefixtures("users_files")
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
@@ -89,22 +92,24 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
 def test_what_its_module_refuses(tmp_path, text, words, message):
     shown = cell(tmp_path, text, words)
     with pytest.raises(ValueError, match=message):
-        modules.method_of(shown, run_users=True)
+        method_of(shown)
 
 
+@pytest.mark.usefixtures("users_files")
 def test_its_file_runs_once_for_each_content(tmp_path):
     runs = f"open({str(tmp_path / 'runs')!r}, 'a').write('.')\n"
     shown = cell(tmp_path, METHOD + runs)
     for text in (METHOD + runs, METHOD + runs + "more = 1\n"):
         Path(shown.method.module).write_text(text, encoding="utf-8")
-        found = [modules.find(shown.method.module, run_users=True) for _ in range(2)]
+        found = [METHODS.find(shown.method.module) for _ in range(2)]
         assert found[0] is found[1]
     assert (tmp_path / "runs").read_text() == ".."
 
 
+@pytest.mark.usefixtures("users_files")
 def test_options_may_extend_those_of_a_method_of_the_engine(tmp_path):
     shown = cell(tmp_path, METHOD.replace("(MethodRecipe)", "(Soup)"), "method.members=[ewc]")
-    method = modules.method_of(shown, run_users=True).recipe
+    method = method_of(shown).recipe
     assert (
         isinstance(method, soup.Recipe) and method.members == ["ewc"] and method.select == "uniform"
     )
@@ -115,12 +120,16 @@ def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):
     text = METHOD.replace("    strength:", '    needs = ("ewc",)\n    strength:')
     shown = cell(tmp_path, text)
     words = [f"method={shown.method.module.replace('.py', '.yaml')}"]
-    assert not plan_cell("emoji/fine_tune", parsed(words), run_users=False).needs
-    planned = plan_cell("emoji/fine_tune", parsed(words), run_users=True)
+    assert not plan_cell("emoji/fine_tune", parsed(words)).needs
+    with allow_users_files():
+        planned = plan_cell("emoji/fine_tune", parsed(words))
     assert planned.needs["ewc"].recipe.method.name == "ewc"
     cell(tmp_path, text.replace("ewc", "wise_ft"))
-    with pytest.raises(RecipeError, match="mine needs wise_ft, which averages cells"):
-        plan_cell("emoji/fine_tune", parsed(words), run_users=True)
+    with (
+        allow_users_files(),
+        pytest.raises(RecipeError, match="mine needs wise_ft, which averages cells"),
+    ):
+        plan_cell("emoji/fine_tune", parsed(words))
 
 
 def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys):
@@ -134,5 +143,6 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys)
     make_plan(str(grid), parsed([runs]), 1)
     assert cli.main(["plan", str(grid), runs]) == 0  # from counts, without the method
     assert cli.main(["report", str(grid), runs]) == 2 and not victim.exists()
-    make_plan(str(grid), parsed([runs]), 1, run_users=True)  # as a campaign does when it begins
+    with allow_users_files():  # as a campaign does when it begins
+        make_plan(str(grid), parsed([runs]), 1)
     assert victim.exists()

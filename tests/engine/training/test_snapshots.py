@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from engine.cells.build import SNAPSHOTS, Builder, Followed
-from engine.recipe import modules
 from engine.training import loop
 from engine.training.saving import Saving, TrainingProgress, snapshot_steps
 from helpers.grids import CONV, Grid, prepared, same, weights
@@ -86,7 +85,7 @@ def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
     builder = followed(grid, f"method={method}")
     builder.build()
     at_step(monkeypatch, 2, stop)
-    stopped = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    stopped = METHODS.find(builder.recipe.method.module).Method(builder.recipe.method)
     loop.prepare(stopped, builder)
     with loop.initialized(stopped, builder) as engine, pytest.raises(Stopped):
         loop.epochs(engine, stopped, builder)
