@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 50  # valid words in an error
+
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?`, or the list of valid words if none is close."""
+    """Returns `; did you mean 'x'?`, or if none is close the valid words, at most `LISTED`."""
     valid = sorted(valid)
-    close = closest(word, valid)
-    return f"; did you mean {close!r}?" if close else f"; valid: {', '.join(valid)}"
+    if close := closest(word, valid):
+        return f"; did you mean {close!r}?"
+    more = f" and {len(valid) - LISTED:,} more" if len(valid) > LISTED else ""
+    return f"; valid: {', '.join(valid[:LISTED])}{more}"
 
 
 def closest(word: str, valid: Iterable[str], cutoff: float = 0.5) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from engine.campaigns import plan_folder, record
@@ -21,12 +22,17 @@ from loaders.files.typed_json import DamagedFile
 def sealed(place: PlanFolder) -> Iterator[None]:
     """Record the report files that are written in this context, as an event of the report's job.
 
-    Removes files left by earlier reports of any plan of the campaign. Keeps a user's own files.
+    Removes files left by earlier reports of any plan of the campaign, whole or killed while they
+    were written. Keeps a user's own files.
     Raises DamagedFile if the report is a link.
     """
     shown, before = place.report_root, _inodes(place.report_root)
     yield
-    written = {name for name, inode in _inodes(shown).items() if inode != before.get(name)}
+    after = _inodes(shown)
+    written = {name for name, inode in after.items() if inode != before.get(name)}
+    for name, _ in before.items() & after.items():
+        if _target(name) in written:  # left by a killed report; others last for a moment
+            shown.remove(name)
     for other in plan_folder.in_campaign(place.campaign):
         hashes = _sealed(other)
         # Remove only files found in the report: somebody may have edited a seal's names.
@@ -40,6 +46,12 @@ def sealed(place: PlanFolder) -> Iterator[None]:
 def _inodes(report: Root) -> dict[str, int]:
     """The files of a report, with inode numbers, which change when files are written again."""
     return {name: report.file(name).stat().st_ino for name in report.files()}
+
+
+def _target(name: str) -> str:
+    """The file that `Root.write` replaces from a temporary file of this name; empty for others."""
+    found = re.fullmatch(r"(.*/)?\.(.+)\.[0-9a-f]{8}", name)
+    return f"{found[1] or ''}{found[2]}" if found else ""
 
 
 def _sealed(place: PlanFolder) -> dict[str, str]:

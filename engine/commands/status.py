@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
 def lines(status: Status, now: float) -> list[str]:
     """A campaign's lines; the first has its name, state and age."""
     done, cells = status.cells
-    ago = f"{span(now - status.since)} ago"
+    age = now - status.since
+    ago = f"{span(age)} ago" if age >= 0 else "in the future, by this machine's clock"
     of_replicates = f" ({status.replicates} of seed replicates)" if status.replicates else ""
     if status.state == DAMAGED:
         return [f"{status.name}  damaged: {status.error}"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +50,7 @@ from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Average, Cell, Ensemble, Mix, canonical_mix
 from engine.store.tensors import PROMPT
 from loaders.files import typed_json
+from loaders.files.new_folder import new_folder
 from loaders.files.root import Root
 from loaders.pack import MANIFEST, Pack
 
@@ -317,17 +317,12 @@ def _written(out: Path, *, last: str) -> Iterator[Path]:
     """
     out = out.resolve()  # resolves links, because files cannot be renamed to another disk
     beside = Root(out.parent)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    with room_for(out):
-        beside.make_new(temporary)
-        try:
-            yield temporary
-            beside.make(out)
-            # Files of a previous model would be loaded instead. The file that is written
-            # last is removed first.
-            for name in (last, *OF_MODELS):
-                beside.remove(out / name)
-            for name in sorted(beside.names(temporary), key=last.__eq__):
-                beside.rename(temporary / name, out / name)
-        finally:
-            beside.remove(temporary)
+    with room_for(out), new_folder(out) as new:
+        yield new
+        beside.make(out)
+        # Files of a previous model would be loaded instead. The file that is written last is
+        # removed first.
+        for name in (last, *OF_MODELS):
+            beside.remove(out / name)
+        for name in sorted(beside.names(new), key=last.__eq__):
+            beside.rename(new / name, out / name)

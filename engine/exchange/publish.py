@@ -18,7 +18,6 @@ import dataclasses
 import io
 import re
 import shlex
-import uuid
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -41,6 +40,7 @@ from engine.report.results import of_campaign
 from loaders.files import typed_json
 from loaders.files.durable import file_hash
 from loaders.files.names import identifier
+from loaders.files.new_folder import new_folder
 from loaders.files.root import Root, move
 
 FOLDERS: dict[Role, str] = {  # of Parquet files
@@ -76,13 +76,9 @@ def publish(run: FinishedCampaign, folder: Path, *, weights: bool = False) -> No
         raise CampaignError(
             f"the report of {name} is missing or was altered: write it again with `rib report`"
         )
-    parent = Root(folder.parent)
-    new = parent.make_new(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with new_folder(folder) as new:
         _write(run, PublishedFolder(new), weights)
         move(new, folder)
-    finally:
-        parent.remove(new.name)
 
 
 def _write(run: FinishedCampaign, place: PublishedFolder, weights: bool) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
+import getpass
 import importlib.util
 import io
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -36,6 +39,7 @@ OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRan
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
 TRANSIENT = (OSError, FirstRankError)  # may pass if retried; a rank cannot see rank 0's error
 LONGEST = 10_000  # characters of a message, which a user's method may write
+FULL = 1 << 20  # bytes left on a disk that is full
 DEBUG = "RIB_DEBUG"  # environment variable that the jobs of a campaign inherit
 
 
@@ -75,6 +79,7 @@ def guarded(
     """
     _open_streams()
     quiet_libraries()
+    _name_user()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars would fill a log file
     # On a busy machine, spinning idle threads cost up to ten times the work that they wait for.
@@ -144,7 +149,8 @@ def words(error: BaseException) -> str:
 
 
 def _open_streams() -> None:
-    """Opens closed standard streams on /dev/null, and writes UTF-8 in ASCII-only locales.
+    """Opens closed standard streams on /dev/null, writes UTF-8 in ASCII-only locales, and `?` for
+    signs that another locale's encoding lacks.
 
     Otherwise the next opened files would get the streams' numbers, and prints of libraries would go
     into them. ASCII-only is LC_ALL=C without Python's UTF-8 mode.
@@ -157,8 +163,19 @@ def _open_streams() -> None:
             mode = "r" if number == 0 else "w"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
-            stream.reconfigure(encoding="utf-8")
+        if isinstance(stream, io.TextIOWrapper):
+            if codecs.lookup(stream.encoding).name == "ascii":
+                stream.reconfigure(encoding="utf-8")
+            elif stream.writable():  # as in Latin-1: a table must not fail for one of its signs
+                stream.reconfigure(errors="replace")
+
+
+def _name_user() -> None:
+    """Names a user who is in no /etc/passwd, as in containers: libraries ask for a name."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user-{os.getuid()}"
 
 
 def _explain(error: BaseException, transient_code: int) -> int:
@@ -166,7 +183,7 @@ def _explain(error: BaseException, transient_code: int) -> int:
     if DEBUG in os.environ or _users_frame(error):
         for frame in traceback.format_exception(error):
             print(printable(frame[:LONGEST].rstrip("\n")), file=sys.stderr)
-    line = printable(f"error: {_of_folder(error) or words(error)}")
+    line = printable(f"error: {_of_folder(error) or words(error)}{_full_disks(error)}")
     print(line, file=sys.stderr)
     # torchrun prints these files of its ranks at its end.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -191,6 +208,19 @@ def _of_folder(error: BaseException) -> str:
     if place.is_file():
         return f"{place} is a file, but a folder of that name is needed; move it away"
     return ""
+
+
+def _full_disks(error: BaseException) -> str:
+    """Names the full disks of an error that names none, such as a library's in a temporary file."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC or error.filename:
+        return ""
+    places = (os.environ.get("TMPDIR", "/tmp"), "/dev/shm", str(Path.cwd()))
+    full = [place for place in places if os.path.isdir(place) and _is_full(place)]
+    return f"; full: {', '.join(full)}" if full else f"; look at {', '.join(places)}"
+
+
+def _is_full(folder: str) -> bool:
+    return shutil.disk_usage(folder).free < FULL
 
 
 def _users_frame(error: BaseException | None) -> traceback.FrameSummary | None:

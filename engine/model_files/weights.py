@@ -22,6 +22,7 @@ from engine.model_files.descriptions import head_beside
 
 State = dict[str, torch.Tensor]
 MOST_BYTES = 1 << 38  # 256 GiB, three times the largest vision transformers
+MOST_HEADER = 1 << 23  # bytes that list 80,000 tensors; a million take half a minute to parse
 STATES = ("state_dict", "model")  # where checkpoints of training scripts keep weights
 AVERAGES = ("state_dict_ema", "model_ema")  # and averages of the weights, which are not read
 VISUAL, TEXT = "visual.", "logit_scale"  # tensors of open_clip's vision and text towers
@@ -78,6 +79,13 @@ def load_weights(path: Path) -> State:
     """
     if path.suffix != ".safetensors":
         return plain_tensors(path, str(path))
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > MOST_HEADER:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file: it has a header of {header:,} bytes, "
+            f"and a model at most {MOST_HEADER:,}"
+        )
     try:
         return _clean(load_file(path))
     except SafetensorError as error:

@@ -49,7 +49,11 @@ def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) ->
     root.at(path)
     try:
         lock: BaseFileLock = FileLock(path, poll_interval=LOOK_S, fallback_to_soft=False)
-        _take(lock, 0, on_wait)
+        while not _acquired(lock, 0):
+            if _has_flock(path):  # otherwise a process only looked (`is_held`)
+                on_wait()
+                lock.acquire()
+                break
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise
@@ -62,7 +66,9 @@ def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) ->
                 "lost the lease %s: this process was suspended for too long", path
             ),
         )
-        _take(lock, 1.1 * LAPSE_S, on_wait)
+        if not _acquired(lock, 1.1 * LAPSE_S):
+            on_wait()
+            lock.acquire()
     try:
         with root.open(path, "wb") as file:
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -109,6 +115,11 @@ def is_held(path: Path) -> bool:
         lease = path.with_name(f"{path.name}{_LEASE}")
         if time.time() - lease.stat().st_mtime < LAPSE_S:
             return True
+    return _has_flock(path)
+
+
+def _has_flock(path: Path) -> bool:
+    """Whether a process has locked the file for itself. Looking shares the lock for a moment."""
     try:
         with open_regular(path) as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -119,11 +130,11 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _take(lock: BaseFileLock, known_after_s: float, on_wait: Callable[[], object]) -> None:
+def _acquired(lock: BaseFileLock, most_s: float) -> bool:
     from filelock import Timeout
 
     try:
-        lock.acquire(timeout=known_after_s)
+        lock.acquire(timeout=most_s)
     except Timeout:
-        on_wait()
-        lock.acquire()
+        return False
+    return True

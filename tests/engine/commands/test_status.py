@@ -122,6 +122,11 @@ def test_time_left_counts_no_job_whose_results_another_campaign_had(tmp_path):
     assert steps(plan) == 12
 
 
+def test_a_folder_of_the_future_has_no_negative_age():
+    late = Status("emoji", "plan", "finished", 1e9, Counter(), (90, 90))
+    assert lines(late, 60.0) == ["emoji  finished in the future, by this machine's clock, 90 cells"]
+
+
 def test_cells_of_seed_replicates_are_named():
     for state, shown in (("finished", "90 cells"), ("stopped", "31 of 90 cells")):
         status = Status("emoji", "plan", state, 0.0, Counter(), (31, 90), replicates=10)

@@ -1,6 +1,10 @@
 """How a command begins and ends where streams, folders or the environment are odd."""
 
+import errno
+import getpass
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +44,40 @@ def test_text_is_utf8_in_any_locale():
         env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"},
     )  # fmt: skip
     assert (done.stderr, done.stdout.decode("utf-8")) == (b"", "91.2 ± 0.3\n")
+
+
+def test_a_sign_that_an_encoding_lacks_ends_no_command():
+    work = "from engine.machine import entry; entry.guarded(lambda: print('\\u2192 91.2 \\u00b1'))"
+    done = subprocess.run(
+        [sys.executable, "-c", work], cwd=ROOT, capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", b"? 91.2 \xb1\n")
+
+
+def test_a_user_without_a_name_has_one(monkeypatch):
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError("uid not found")))
+    names: list[str] = []
+    assert entry.guarded(lambda: names.append(getpass.getuser())) == 0
+    assert names == [f"user-{os.getuid()}"]
+
+
+def test_a_full_disk_that_an_error_does_not_name_is_found(monkeypatch, tmp_path, capsys):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda place: usage._replace(free=0 if place == str(tmp_path) else 1 << 30),
+    )
+    assert entry.guarded(full) == 2
+    shown = capsys.readouterr().err
+    assert shown == f"error: [Errno 28] No space left on device; full: {tmp_path}\n"
 
 
 def test_a_folder_that_is_a_link_to_nowhere_or_a_file(tmp_path, capsys):

@@ -97,6 +97,11 @@ def test_order_fits_tensors_of_other_names(tmp_path):
     ("name", "content", "message"),
     [
         ("x.safetensors", b"\x08" * 50, "is truncated or not"),
+        (
+            "x.safetensors",
+            (1 << 24).to_bytes(8, "little"),
+            "and a model at most",
+        ),
         ("x.pth", [1, 2], "contains no state dict of tensors"),
         ("x.pth", {0: torch.ones(2)}, "the name 0 of a tensor is not a string"),
     ],

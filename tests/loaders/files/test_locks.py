@@ -13,6 +13,7 @@ from threading import Event
 import pytest
 
 from loaders.files import locks
+from loaders.files.new_folder import new_folder
 from loaders.files.root import Root
 
 
@@ -75,6 +76,21 @@ def test_who_looks_keeps_nobody_from_taking_it(tmp_path):
             each.get(60)
 
 
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
+    left = tmp_path / ".out.part" / "weights"
+    left.mkdir(parents=True)
+    with new_folder(tmp_path / "out") as folder:
+        assert not left.exists() and folder.is_dir()
+        other = new_folder(tmp_path / "out")
+        with pytest.raises(FileExistsError, match=r"another command is writing .*out: wait"):
+            other.__enter__()
+        folder.rename(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(KeyError), new_folder(tmp_path / "other"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.slow
 def test_who_waits_gets_it_once_it_is_free(path):
     """The holder holds it for longer than a lease lapses without a change."""
@@ -101,6 +117,7 @@ HOLDER = """
 import errno, fcntl, sys, time
 from pathlib import Path
 from loaders.files import locks
+from loaders.files.new_folder import new_folder
 def absent(*_): raise OSError(errno.EOPNOTSUPP, "")
 if sys.argv[2] == "lease": fcntl.flock, locks.BEAT_S, locks.LAPSE_S = absent, 0.1, 0.6
 with locks.held(Path(sys.argv[1]), lambda: None):
