@@ -22,6 +22,7 @@ from engine.methods.options.linear_probe import Recipe
 from engine.recipe import schema
 from engine.store.cells import Export
 
+# What trains in the released code's linear probe and LoRA beside the head or the factors.
 RELEASED_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 
@@ -45,15 +46,20 @@ class Method(FrozenBackbone):
                 self.members_GM,
             )
         else:
-            for name, parameter in net.named_parameters():
-                if name.split(".")[0] in RELEASED_TRAINS:
-                    parameter.requires_grad_(True)
+            train_outside_blocks(net)
 
     def fit_head(self, label: str) -> dict[str, float]:
         return heads.fit(models.head(self.net), self.problem, label)
 
     def export(self) -> Export:
         return Export(self.net.state_dict(), shares_backbone=self.fits_head)
+
+
+def train_outside_blocks(net: nn.Module) -> None:
+    """Unfreeze a ViT's class token, position embedding and the norms outside its blocks."""
+    for name, parameter in net.named_parameters():
+        if name.split(".")[0] in RELEASED_TRAINS:
+            parameter.requires_grad_(True)
 
 
 def first_head(cell: schema.Recipe) -> schema.Recipe:

@@ -3,6 +3,9 @@
 On a ViT, LoRA adapts the query and value rows of the fused qkv. On a convolutional model,
 `original` adapts the 1x1 convolutions. The forward pass uses the merged weight W + scale * B A,
 which computes the same function and runs every timm model unchanged.
+
+`released` follows the released benchmark: beside the factors it trains the class token, position
+embedding and the norms outside the blocks, and it freezes the head.
 """
 
 from __future__ import annotations
@@ -16,10 +19,9 @@ from torch import nn
 
 from engine import models
 from engine.methods.base import Context, FrozenBackbone
+from engine.methods.linear_probe import train_outside_blocks
 from engine.methods.options.lora import Recipe
 from engine.store.cells import Export
-
-RELEASED_TRAINS = ("cls_token", "pos_embed", "norm")
 
 
 class LowRank(nn.Module):
@@ -105,10 +107,8 @@ class Method(FrozenBackbone):
             adapt(module, factors)
         self.adapted = [name for name, m in net.named_modules() if m in places]
         if self.recipe.variant == "released":
-            for name, parameter in net.named_parameters():
-                if name.split(".")[0] in RELEASED_TRAINS:
-                    parameter.requires_grad_(True)
-        if self.recipe.variant == "released" or self.recipe.train_head:
+            train_outside_blocks(net)
+        elif self.recipe.train_head:
             models.head(net).requires_grad_(True)
 
     def export(self) -> Export:

@@ -11,8 +11,10 @@ from helpers.grids import CLASSES, FEW, Grid, Prepared, images, labels, referenc
 from helpers.twins import assert_near
 
 PLACES = [CLASSES.index(name) for name in FEW]
-# What the variant `released` of a linear probe trains, and that of LoRA beside its factors.
-LORA_RELEASED = ("cls_token", "pos_embed", "norm.weight", "norm.bias", "head.weight", "head.bias")
+HEAD = ("head.weight", "head.bias")
+# What the variant `released` of LoRA trains beside its factors, and that of a linear probe beside
+# the head.
+OUTSIDE_BLOCKS = ("cls_token", "pos_embed", "norm.weight", "norm.bias")
 ON_FEW = "downstream=few"
 SLACK = {"rtol": 2e-4, "atol": 2e-6}  # float32 against float64
 

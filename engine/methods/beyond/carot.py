@@ -1,15 +1,14 @@
 """CaRot: FLYP with self-distillation and an orthogonality penalty on the image projection.
 
-CaRot adds two terms to FLYP's loss (Oh et al. 2024):
+CaRot adds to FLYP's loss (Oh et al. 2024), as the authors' script for ImageNet does,
 
     weight * (H(softmax(S'), softmax(S)) + H(softmax(S'^T), softmax(S^T)))
-    + orthogonality * |P^T P - I|
+    + orthogonality * |P^T P - I| + product * |P Q^T|
 
 S holds the batch's image-text similarities and S' those of a moving-average teacher. H is the
-cross-entropy of each row, and P [D, E] projects image features into the embedding. The authors'
-release sets the weights to 1.5 and 0.2. The teacher averages both towers and the scale. The
-release's script has a third term, 0.05 times the norm of the product of both projections, which is
-omitted here.
+cross-entropy of each row. P [D, E] and Q [F, E] project the features of images and of captions into
+the embedding, and norms are Frobenius'. The script sets the weights to 1.5, 0.2 and 0.05. The
+teacher averages both towers and the scale.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine import models
 from engine.methods.base import Context
 from engine.methods.beyond import flyp
 from engine.methods.beyond.options.carot import Recipe
@@ -31,8 +31,13 @@ class Method(flyp.Method):
     recipe: Recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
-        """Raises ValueError as FLYP does, and for an image tower without a projection."""
+        """Raises ValueError as FLYP does, and for a tower without a projection matrix."""
         super().prepare(net, context)
+        if not isinstance(self.text.text_projection, torch.Tensor):
+            raise ValueError(
+                f"{self.recipe.title} penalises the product of the towers' projections, and this "
+                "text tower has no projection matrix: choose a CLIP ViT, or another method"
+            )
         self.teacher = Teacher(self.students(), self.recipe.average, context)
         self.projection_DE = clip.projection(net)
 
@@ -49,7 +54,13 @@ class Method(flyp.Method):
             teacher_BB = flyp.similarities(net, text, log_scale_1, *pairs)
         distance_B = cross_entropy(teacher_BB, logits_BB) + cross_entropy(teacher_BB.T, logits_BB.T)
         losses_B = flyp.contrastive(logits_BB) + self.recipe.weight * distance_B
-        return losses_B + self.recipe.orthogonality * skew(self.projection_DE)
+        return losses_B + self.penalty()
+
+    def penalty(self) -> torch.Tensor:
+        """Both penalties of the projections, a scalar in fp32."""
+        skewness = skew(self.projection_DE)
+        product_DF = models.logits(self.projection_DE, self.text.text_projection, None)
+        return self.recipe.orthogonality * skewness + self.recipe.product * product_DF.norm()
 
     def after_step(self) -> None:
         self.teacher.follow(self.students())

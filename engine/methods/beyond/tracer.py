@@ -6,12 +6,12 @@ and captions, i', t' of the teacher, scales s, s' and row-wise softmax, TRACER a
 
     weight * (KL(s' i' t'; s i t) + KL(s' i' t'; s i t') + contrastive(s i t', s t i')
               + features * (mean (i - i')^2 + mean (t - t')^2))
-    + product * |P_i P_t^T|
+    + product * |P Q^T|
 
 Each KL is the mean of both directions, from images to captions and from captions to images. The
-third term contrasts the student's images with the teacher's captions and conversely. P_i [D, E] and
-P_t [F, E] project both towers' features into the embedding. `average=beta` is the paper's teacher
-(`teacher`). The first step distils nothing, since its teacher is the student.
+third term contrasts the student's images with the teacher's captions and conversely. The last term
+is CaRot's. `average=beta` is the paper's teacher (`teacher`). The first step distils nothing, since
+its teacher is the student.
 
 Terms and weights are those of the scripts for ViT-B/16 in the authors' release; we had no access to
 the paper's text.
@@ -23,10 +23,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from engine import models
-from engine.methods.base import Context
 from engine.methods.beyond import carot, flyp
 from engine.methods.beyond.options.tracer import Recipe
 from loaders.batches import Batch
@@ -34,15 +32,6 @@ from loaders.batches import Batch
 
 class Method(carot.Method):
     recipe: Recipe
-
-    def prepare(self, net: nn.Module, context: Context) -> None:
-        """Raises ValueError as CaRot does, and for a text tower without a projection matrix."""
-        super().prepare(net, context)
-        if not isinstance(self.text.text_projection, torch.Tensor):
-            raise ValueError(
-                f"{self.recipe.title} penalises the product of the towers' projections, and this "
-                "text tower has no projection matrix: choose a CLIP ViT, or another method"
-            )
 
     def loss(self, batch: Batch) -> torch.Tensor:
         recipe, pairs = self.recipe, self.pairs(batch)
@@ -65,10 +54,7 @@ class Method(carot.Method):
             + recipe.features * distances_B
         )
         share = recipe.weight * (self.teacher.step_1 > 0)
-        losses_B = flyp.contrastive(student_BB) + share * distilled_B
-        losses_B = losses_B + recipe.orthogonality * carot.skew(self.projection_DE)
-        product_DF = models.logits(self.projection_DE, self.text.text_projection, None)
-        return losses_B + recipe.product * product_DF.norm()
+        return flyp.contrastive(student_BB) + share * distilled_B + self.penalty()
 
 
 def divergences(

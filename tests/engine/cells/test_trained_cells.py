@@ -6,19 +6,18 @@ import torch
 from engine.store import artifacts
 from helpers.damage import flip
 from helpers.grids import CONV, VIT, prepared, reference, weights
-from helpers.plain_losses import LORA_RELEASED
+from helpers.plain_losses import HEAD, OUTSIDE_BLOCKS
 from helpers.twins import assert_near
 
-HEAD = ("head.weight", "head.bias")
 QKV = tuple(f"blocks.{i}.attn.qkv.weight" for i in range(6))
 METHOD = "from engine.methods.fine_tune import Method, Recipe\n"
 TRAINS = [
     ("fine_tune", "original", None),
     ("linear_probe", "original", HEAD),
-    ("linear_probe", "released", LORA_RELEASED),
+    ("linear_probe", "released", (*OUTSIDE_BLOCKS, *HEAD)),
     ("visual_prompt", "original", ()),
     ("lora", "original", (*QKV, *HEAD)),
-    ("lora", "released", (*QKV, *LORA_RELEASED)),
+    ("lora", "released", (*QKV, *OUTSIDE_BLOCKS)),
 ]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from engine.methods import lora
 from engine.methods.beyond import dora
 from helpers.grids import CONV, Prepared, prepared, reference
-from helpers.plain_losses import LORA_RELEASED, ON_FEW, check, cross_entropy, parameters
+from helpers.plain_losses import HEAD, ON_FEW, OUTSIDE_BLOCKS, check, cross_entropy, parameters
 from helpers.twins import assert_near
 
 
@@ -61,13 +61,10 @@ def grown(case: Prepared) -> None:
 @pytest.mark.parametrize(
     ("extra", "also_trained"),
     [
-        (("method.variant=original",), ("head.weight", "head.bias")),
+        (("method.variant=original",), HEAD),
         (("method.variant=original", "method.train_head=false"), ()),
-        (
-            ("method.variant=original", "method.rank=3", "method.scale=2", ON_FEW),
-            LORA_RELEASED[-2:],
-        ),
-        (("method.variant=released",), LORA_RELEASED),
+        (("method.rank=3", "method.scale=2", ON_FEW), HEAD),
+        (("method.variant=released",), OUTSIDE_BLOCKS),
         ((f"model.arch={CONV}",), ("classifier.weight", "classifier.bias")),
     ],
 )

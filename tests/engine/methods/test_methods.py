@@ -10,8 +10,9 @@ from engine.run import Run
 from engine.training import fisher
 from helpers.grids import CONV, SIZE, prepared, reference, same, weights
 from helpers.plain_losses import (
-    LORA_RELEASED,
+    HEAD,
     ON_FEW,
+    OUTSIDE_BLOCKS,
     SLACK,
     check,
     cross_entropy,
@@ -31,9 +32,9 @@ PROBE, RELEASED = "method=linear_probe", "method.variant=released"
         ((), None),
         ((ON_FEW,), None),
         ((f"model.arch={CONV}",), None),
-        ((PROBE, ON_FEW), LORA_RELEASED[-2:]),
-        ((PROBE, RELEASED), LORA_RELEASED),
-        ((PROBE, RELEASED, ON_FEW), LORA_RELEASED),
+        ((PROBE, ON_FEW), HEAD),
+        ((PROBE, RELEASED), (*OUTSIDE_BLOCKS, *HEAD)),
+        ((PROBE, RELEASED, ON_FEW), (*OUTSIDE_BLOCKS, *HEAD)),
         ((PROBE, RELEASED, f"model.arch={CONV}"), ("classifier.weight", "classifier.bias")),
     ],
 )

@@ -4,17 +4,13 @@ import copy
 import dataclasses
 import math
 import re
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
-from torch import nn
 
 from engine import models
-from engine.data.sets import LabelledSet
 from engine.methods.base import Trained
 from engine.recipe import preprocessing
 from engine.recipe.campaigns import each_model, methods_of
@@ -24,6 +20,7 @@ from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.report.published import PublishedModel, read_published
+from helpers.untrained import untrained
 from loaders.batches import Batch
 
 HALF = ([0.5] * 3, [0.5] * 3)
@@ -132,25 +129,6 @@ def test_published_numbers_are_those_of_the_slides():
         assert is_published or "No mRI is published for it." in text
 
 
-def untrained(net: nn.Module) -> Any:
-    """What a method is given, of random weights and a set of grey images of 64 px."""
-    labels = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
-    split = (np.arange(len(labels)), np.zeros(0, int))
-    of_set = LabelledSet("any", labels, torch.from_numpy(labels), None, *split)
-    base = SimpleNamespace(name="base", state=net.state_dict, prompt=lambda: None)
-    return SimpleNamespace(
-        device=torch.device("cpu"),
-        autocast=torch.autocast("cpu", enabled=False),
-        target=of_set,
-        upstream=of_set,
-        base=base,
-        cell=lambda *_, **__: base,
-        features=lambda *_, **__: torch.zeros(len(labels), models.head(net).in_features),
-        logits=lambda *_: lambda index: torch.zeros(len(index), CLASSES),
-        fisher=lambda *_: {name: torch.ones(()) for name, _ in net.named_parameters()},
-    )
-
-
 STEPS = [*((n, "original") for n in TRANSFORMS | HEADLESS), *((n, "released") for n in FAMILIES)]
 ALWAYS = {("vit_s16_augreg_in1k", "original"), ("resnet18", "released")}
 
@@ -175,9 +153,7 @@ def test_a_step_of_every_method(name, variant):
         on_convolutions = (key, variant, name[:6]) == ("lora", "released", "resnet")
         if not isinstance(method, Trained) or on_convolutions:  # which it refuses
             continue
-        context = untrained(net)
-        context.recipe = cell
-        method.prepare(copy.deepcopy(net), context)
+        method.prepare(copy.deepcopy(net), untrained(net, cell))
         method.train()
         loss = method(batch)
         assert loss.shape == (2,) and loss.isfinite().all(), key

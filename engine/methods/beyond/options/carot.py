@@ -16,3 +16,4 @@ class Recipe(flyp.Recipe):
     weight: NotNegative = searched(1.5, 10)  # of the cross-entropy to the teacher
     average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
     orthogonality: NotNegative = searched(0.2, 10)  # weight of the orthogonality penalty
+    product: NotNegative = searched(0.05, 10)  # weight of the norm of the projections' product

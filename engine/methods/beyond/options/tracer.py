@@ -15,4 +15,3 @@ class Recipe(carot.Recipe):
     average: Literal["ema", "beta"] = "beta"  # beta: TRACER's; ema: CaRot's
     orthogonality: NotNegative = 0.0  # weight of CaRot's orthogonality penalty
     features: NotNegative = searched(2000.0, 10)  # weight of the squared distance of embeddings
-    product: NotNegative = searched(0.05, 10)  # weight of the norm of the projections' product

@@ -14,7 +14,6 @@ from helpers.grids import CONV, VIT, Grid, weights
 from helpers.twins import assert_near
 
 BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}
-AFTER = {VIT: ("norm.", "fc_norm.", "head."), CONV: ("conv_head.", "bn2.", "classifier.")}
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
 State = dict[str, np.ndarray]
 STOCK = [("fine_tune", 1000 * number) for number in range(3)]  # methods and their seeds
@@ -56,10 +55,9 @@ def test_lines_scales_each_block_by_its_place(grid, arch):
     assert len(blocks) > 3
     moved = 0
     for name in parameters:
+        scale = 0.3
         if place := re.match(BLOCK[arch], name):
-            scale = 0.3 + 0.6 * blocks.index(place[1]) / (len(blocks) - 1)
-        else:
-            scale = 0.9 if name.startswith(AFTER[arch]) else 0.3
+            scale += 0.6 * blocks.index(place[1]) / (len(blocks) - 1)
         close(merged[name], before[name] + scale * (tuned[name] - before[name]), name)
         moved += not np.array_equal(merged[name], before[name])
     assert moved > len(parameters) / 2
@@ -72,7 +70,9 @@ def test_depths_follow_each_family_of_models():
         depths = lines.relative_depths(net)
         assert sorted(set(depths.values())) == pytest.approx(np.linspace(0, 1, blocks))
         assert depths.keys() == dict(net.named_parameters()).keys()
-    assert depths["norm_pre.weight"] == 0
+    outside = [name for name in depths if not name.startswith("blocks.")]
+    assert {"norm_pre.weight", "norm.weight", "head.weight"} < {*outside}
+    assert not any(depths[name] for name in outside)
     with pytest.raises(ValueError, match=r"order of Linear's layers: choose one of timm's models"):
         lines.relative_depths(torch.nn.Linear(2, 2))
 

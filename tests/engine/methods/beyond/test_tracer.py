@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.beyond import tracer
+from engine.methods.beyond import flyp
 from helpers import tiny_clip
 
 
@@ -35,7 +35,7 @@ def test_the_loss_adds_four_distillations_after_the_first_step(grid, open_clip, 
 
 def test_a_text_tower_without_a_projection_is_refused(grid, open_clip, clip_words, monkeypatch):
     made = tiny_clip.beside(grid, open_clip, [*clip_words, "method=tracer"]).method
-    monkeypatch.setattr(tracer.carot.Method, "prepare", lambda self, *_: None)
+    monkeypatch.setattr(flyp.Method, "prepare", lambda self, *_: None)
     made.text.text_projection = None
     with pytest.raises(ValueError, match=r"text tower has no projection matrix: choose a CLIP"):
         made.prepare(made.net, None)
