@@ -22,7 +22,6 @@ from engine.methods.options.linear_probe import Recipe
 from engine.recipe import schema
 from engine.store.cells import Export
 
-# What trains in the released code's linear probe and LoRA beside the head or the factors.
 RELEASED_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 
@@ -46,20 +45,15 @@ class Method(FrozenBackbone):
                 self.members_GM,
             )
         else:
-            train_outside_blocks(net)
+            for name, parameter in net.named_parameters():
+                if name.split(".")[0] in RELEASED_TRAINS:
+                    parameter.requires_grad_(True)
 
     def fit_head(self, label: str) -> dict[str, float]:
         return heads.fit(models.head(self.net), self.problem, label)
 
     def export(self) -> Export:
         return Export(self.net.state_dict(), shares_backbone=self.fits_head)
-
-
-def train_outside_blocks(net: nn.Module) -> None:
-    """Unfreeze a ViT's class token, position embedding and the norms outside its blocks."""
-    for name, parameter in net.named_parameters():
-        if name.split(".")[0] in RELEASED_TRAINS:
-            parameter.requires_grad_(True)
 
 
 def first_head(cell: schema.Recipe) -> schema.Recipe:

@@ -19,7 +19,7 @@ from torch import nn
 
 from engine import models
 from engine.methods.base import Context, FrozenBackbone
-from engine.methods.linear_probe import train_outside_blocks
+from engine.methods.linear_probe import RELEASED_TRAINS
 from engine.methods.options.lora import Recipe
 from engine.store.cells import Export
 
@@ -107,7 +107,9 @@ class Method(FrozenBackbone):
             adapt(module, factors)
         self.adapted = [name for name, m in net.named_modules() if m in places]
         if self.recipe.variant == "released":
-            train_outside_blocks(net)
+            for name, parameter in net.named_parameters():
+                if name.split(".")[0] in RELEASED_TRAINS:
+                    parameter.requires_grad_(True)
         elif self.recipe.train_head:
             models.head(net).requires_grad_(True)
 

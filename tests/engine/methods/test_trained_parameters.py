@@ -16,8 +16,8 @@ import pytest
 import timm
 
 from engine.methods.base import Trained
-from engine.recipe import modules
 from engine.recipe.campaigns import methods_of
+from engine.recipe.methods import METHODS
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from helpers.untrained import untrained
@@ -49,7 +49,7 @@ def test_each_method_trains_what_the_released_code_trains(kind):
     trained = {}
     for key in methods_of("imagenet_rib_released"):
         cell = load_recipe("imagenet_rib_released", parsed([f"model.arch={arch}"]), method=key)
-        method = modules.find(cell.method.module).Method(cell.method)
+        method = METHODS.find(cell.method.module).Method(cell.method)
         if isinstance(method, Trained) and (kind, key) != ("resnet", "lora"):  # ViTs only, as there
             method.prepare(copy.deepcopy(net), untrained(net, cell))
             trained[key] = {n for n, p in method.named_parameters() if p.requires_grad}
