@@ -54,7 +54,7 @@ def builders(plan: Plan, device: torch.device, column: Column) -> list[Builder]:
         first,
         device,
         followed=Followed(followed_cells, plan.downstreams),
-        store=Store(plan.place.store),
+        store=Store(plan.place.store, plan.recipe.generation),
     )
     return [builder, *map(builder.of, rest)]
 

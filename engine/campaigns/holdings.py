@@ -6,9 +6,9 @@ Imports no torch and reads no artefact.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 
@@ -40,11 +40,13 @@ class Begun:
 
 @dataclass(frozen=True)
 class Held:
-    """An artefact. size: bytes on disk. needed_by: names of finished campaigns that need it."""
+    """An artefact. size: bytes on disk. needed_by: names of finished campaigns that need it.
+    made_by: as in its marker."""
 
     artifact: Artifact
     size: int
     needed_by: tuple[str, ...]
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
 
 def campaigns(runs: Path) -> list[Begun]:
@@ -143,7 +145,7 @@ def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
         users = needed.get(f"{found.kind}/{found.name}", [])
         if found.kind == "snapshots":
             users = users + needed.get(f"cells/{marker.key.get('cell')}", [])
-        held.append(Held(found, size_of(found.folder), tuple(users)))
+        held.append(Held(found, size_of(found.folder), tuple(users), marker.made_by))
     return sorted(held, key=lambda each: each.artifact.folder)
 
 

@@ -19,10 +19,11 @@ from engine.recipe.effects import effect_of, values_of
 from engine.recipe.finder import is_users
 from engine.recipe.grid_keys import grid_keys
 from engine.recipe.kinds import users_files
+from engine.recipe.methods import METHODS, content_digest, source_digest
 from engine.recipe.overrides import Override, flat
 from engine.recipe.schema import Affects, Recipe
 from engine.store import artifacts
-from loaders.files.durable import file_hash, short_digest
+from loaders.files.durable import short_digest
 
 
 @catalogue.each_file_once()
@@ -57,11 +58,10 @@ def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
     everything = [cell.recipe for row in rows.values() for cell in row.all()]
-    programs = users_files(shared.dataset)
-    programs |= {c.method.module for c in everything if is_users(c.method.module)}
+    programs = users_files(shared.dataset) | {cell.method.module for cell in everything}
     if (words := shared.dataset.words) and any(cell.reads_words for cell in everything):
         programs |= {words}
-    files = {program: file_hash(Path(program)) for program in sorted(programs)}
+    files = {program: content_digest(program) for program in sorted(programs)}
     digest = _identity(rows, columns, files)
     folder = _title(name, overrides, methods, shared, swept, digest)
     return Plan(
@@ -131,17 +131,19 @@ def settings_of_needs(plan: Plan) -> list[dict[str, Any]]:
 
 def is_current(plan: Plan) -> bool:
     """Whether a plan that was read is one that this version makes, so that it finds its results."""
-    return plan.place.name == _identity(plan.rows, plan.columns, plan.modules)
+    of_engine = {name: digest for name, digest in plan.modules.items() if name in METHODS.names()}
+    is_same = all(source_digest(name) == digest for name, digest in of_engine.items())
+    return is_same and plan.place.name == _identity(plan.rows, plan.columns, plan.modules)
 
 
 def _identity(
-    rows: Mapping[str, CellPlan], columns: Sequence[Column], sha256: Mapping[str, str]
+    rows: Mapping[str, CellPlan], columns: Sequence[Column], digests: Mapping[str, str]
 ) -> str:
     """A digest of all that determines a campaign's results; the name of the plan's folder."""
     return short_digest(
         {
             "format": artifacts.FORMAT,
-            "rows": {name: _settings(row, sha256) for name, row in rows.items()},
+            "rows": {name: _settings(row, digests) for name, row in rows.items()},
             "columns": [[column.downstream, dict(column.settings)] for column in columns],
         }
     )
@@ -153,35 +155,35 @@ def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
     return {name: _settings(row, plan.modules) for name, row in plan.rows.items()}
 
 
-def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
+def _settings(cell: CellPlan, digests: Mapping[str, str]) -> dict[str, Any]:
     """The settings of a cell that can change results, but for its column.
 
-    A user's file is identified by its name and SHA-256, and a user's method without its needs,
-    which are known only after running the file; the words of classes by the SHA-256 of their file.
+    A method is identified by its module's name and digest, and a user's method without its needs,
+    which are known only after running the file; the words of classes by the digest of their file.
     """
     values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
     del values["downstream"]
     values |= {"trials": cell.trials} if cell.trials else {}
-    own = {name: _by_content(of_set, sha256) for name, of_set in values["dataset"]["own"].items()}
-    dataset: dict[str, Any] = {**_by_content(values["dataset"], sha256), "own": own}
+    own = {name: _by_content(of_set, digests) for name, of_set in values["dataset"]["own"].items()}
+    dataset: dict[str, Any] = {**_by_content(values["dataset"], digests), "own": own}
     values["dataset"] = dataset
     words, templates = dataset.pop("words"), dataset.pop("templates")
     dataset |= {"evaluate_on": further} if (further := dataset.pop("evaluate_on")) else {}
     dataset |= {"probe_sets": probes} if (probes := dataset.pop("probe_sets")) else {}
     if cell.recipe.reads_words:
-        dataset |= {"words": sha256[words]} if words else {}
+        dataset |= {"words": digests.get(words)} if words else {}
         dataset |= {"templates": templates} if templates else {}
     module = cell.recipe.method.module
+    values["method"] |= {"module": Path(module).name, "source": digests.get(module)}
     if is_users(module):
-        file = {"module": Path(module).name, "sha256": sha256[module]}
-        return {**values, "method": {**values["method"], **file}}
-    return values | {"needs": {name: _settings(need, sha256) for name, need in cell.needs.items()}}
+        return values
+    return values | {"needs": {name: _settings(need, digests) for name, need in cell.needs.items()}}
 
 
-def _by_content(dataset: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str, Any]:
+def _by_content(dataset: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
     if not is_users(kind := str(dataset.get("kind", ""))):
         return {**dataset}
-    return {**dataset, "kind": [Path(kind).name, sha256[kind]]}
+    return {**dataset, "kind": [Path(kind).name, digests.get(kind)]}
 
 
 def _title(

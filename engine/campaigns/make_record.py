@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -10,12 +11,19 @@ from typing import Any
 from engine.campaigns import job_states
 from engine.campaigns.parts import Distances, Models, Preparation, has_part, read_part, select_rows
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Column, Plan
-from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row, checked_file
+from engine.campaigns.record import (
+    FinishedCampaign,
+    MadeBy,
+    MissingColumn,
+    Record,
+    Row,
+    checked_file,
+)
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError
 from engine.measures import image_changes
 from engine.measures.rows import PRE, REPLICATE, STEP, TEST, Evaluation, Setting, of_role
-from engine.store.artifacts import MARKER
+from engine.store.artifacts import MARKER, read_marker
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 from loaders.pack import Pack
@@ -89,11 +97,14 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
             checked_file(place, name, sha256)
             sums[name] = sha256
     artifacts = sorted({*cells, *(row.path.parent.as_posix() for row in evaluations)})
+    makers = Counter[tuple[tuple[str, str], ...]]()
     for name in artifacts:
         if not place.store_root.has(f"{name}/{MARKER}"):
             raise FileNotFoundError(
                 f"{place.store / name} is missing: run the campaign again to make it"
             )
+        marker = read_marker(place.store_root.below(name))
+        makers[tuple(sorted(marker.made_by.items()))] += 1
     settings = dict.fromkeys(
         row.setting.without(STEP) for row in of_role(evaluations, TEST) if row.downstream
     )
@@ -118,6 +129,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         classes=shared.classes,
         attempts=[a for a in job_states.attempts(job_states.read_jobs(plan)) if a.stage != REPORT],
         artifacts=artifacts,
+        made_by=[MadeBy(dict(values), count) for values, count in makers.most_common()],
         families=dataset.families,
         diverged=diverged,
         limit=dataset.limit,

@@ -19,9 +19,9 @@ from engine.campaigns.plan_folder import REPORT, PlanFolder
 from engine.cells.cell_plan import CellPlan, cell_of_plain
 from engine.errors import CampaignError
 from engine.measures.rows import PLAIN, Setting, trained_sets
+from engine.recipe.methods import METHODS, content_digest
 from engine.recipe.schema import Recipe
 from loaders.files import typed_json
-from loaders.files.durable import file_hash
 from loaders.files.names import Name, identifier
 from loaders.files.typed_json import DamagedFile
 
@@ -77,7 +77,8 @@ class Plan:
         threads: CPU threads of a column's job.
         device: device of all jobs: cpu, cuda or auto (each job chooses).
         is_sweep: whether the command varies a single row.
-        modules: SHA-256 of users' files (methods, kinds of datasets, `dataset.words`), by path.
+        modules: digests of methods, by module, and of users' other files (kinds of datasets,
+            `dataset.words`), by path.
     """
 
     name: str
@@ -199,10 +200,11 @@ def read_plan(place: PlanFolder) -> Plan:
 
 
 def check_modules(plan: Plan) -> None:
-    """Raise CampaignError if a user's method file, or that of `dataset.words`, changed since the
-    campaign was planned."""
-    for name, sha256 in plan.modules.items():
-        if not Path(name).is_file() or file_hash(Path(name)) != sha256:
+    """Raise CampaignError if a method, or a user's other file, changed since the campaign was
+    planned."""
+    for name, digest in plan.modules.items():
+        is_there = name in METHODS.names() or Path(name).is_file()
+        if not is_there or content_digest(name) != digest:
             raise CampaignError(
                 f"{name} changed since the campaign was planned: restore it, or start the "
                 "campaign again, which plans with the new file"

@@ -53,6 +53,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class MadeBy:
+    """The code, versions and device that made some artefacts (`engine.store.made_by.here`)."""
+
+    values: dict[str, str]
+    artifacts: int
+
+
+@dataclass(frozen=True)
 class Record:
     """A campaign's evaluations and settings. Paths are relative to the store.
 
@@ -81,6 +89,7 @@ class Record:
         attempts: attempts at all jobs except the report's.
         missing: columns that an unfinished campaign lacks.
         artifacts: store folders from which the numbers and the rows' models are made.
+        made_by: the code and versions that made these artefacts; one entry unless they differ.
         families: datasets by maker (`dataset.families`).
         samples_seen: `model.samples_seen` by model, where it is known.
         limit: images per dataset in a smoke run; 0 for other campaigns.
@@ -110,6 +119,7 @@ class Record:
     attempts: list[Attempt] = field(default_factory=list)
     missing: list[MissingColumn] = field(default_factory=list)
     artifacts: list[InnerPath] = field(default_factory=list)
+    made_by: list[MadeBy] = field(default_factory=list)
     families: dict[str, list[str]] = field(default_factory=dict)
     limit: int = 0
     evaluate_on: list[Name] = field(default_factory=list)

@@ -30,9 +30,9 @@ from engine.model_files.descriptions import RECIPE, prompt_beside
 from engine.models import checkpoints, zero_shot
 from engine.models.execution import Form, resolve_compile
 from engine.recipe import methods, preprocessing
-from engine.recipe.effects import values_of
+from engine.recipe.effects import training_values
 from engine.recipe.finder import is_users, users_files_allowed
-from engine.recipe.schema import Affects, Recipe, TrainRecipe
+from engine.recipe.schema import Recipe
 from engine.store import cells, tensors
 from engine.store.artifacts import STORE, Artifact, Store
 from engine.store.cells import Average, Cell, Entry, Export, Gated
@@ -40,7 +40,6 @@ from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving, snapshot_steps
 from loaders.batches import Batch
-from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"
@@ -77,7 +76,7 @@ class Builder(Context):
         below the recipe's `runs`."""
         recipe = cell.recipe
         sets = sets or Sets(recipe, device, cache_folder())
-        store = store or Store(Path(recipe.runs) / STORE)
+        store = store or Store(Path(recipe.runs) / STORE, recipe.generation)
         super().__init__(recipe, device, sets, store, start)
         self.plan = cell
         self.followed = followed or Followed()
@@ -164,10 +163,8 @@ class Builder(Context):
         recipe, base = self.recipe, self.base
         target, upstream = self.target, self.upstream
         method = dataclasses.asdict(recipe.method)
-        module = Path(recipe.method.module)
-        if module.suffix == ".py":
-            method["sha256"] = file_hash(module)
-            method["module"] = module.name  # a file that moved is the same method
+        method["source"] = methods.source_digest(recipe.method.module)
+        method["module"] = Path(recipe.method.module).name  # a file that moved is the same method
         form = Form.of(recipe.train, self.device)
         texts = self.sets.class_texts if recipe.method.reads_words else None
         return {
@@ -178,7 +175,7 @@ class Builder(Context):
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [self.sibling(name).key() for name in self.plan.needs],
             "optimizer": dataclasses.asdict(recipe.optimizer),
-            "train": _trained(recipe.train) | {"compile": False} | form.key,
+            "train": training_values(recipe.train) | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.machine,
             **target.part_key(recipe),
@@ -340,10 +337,3 @@ class Builder(Context):
             "model": preprocessing.description(self.recipe.model),
         }
         cells.write(folder, self.recipe, made, self.base.backbone, description)
-
-
-def _trained(train: TrainRecipe) -> dict[str, Any]:
-    """The keys of a training that determine weights; of augmentation, those in use."""
-    values = values_of(train, {Affects.CELL})
-    unused = [*["augment"] * (not train.augment), *["crop_scale"] * (not train.crops)]
-    return {key: value for key, value in values.items() if key not in unused}

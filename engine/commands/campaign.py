@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from engine.campaigns import record, seal, sites, workflow
+from engine.campaigns import earlier_work, record, seal, sites, workflow
 from engine.campaigns.make_plan import make_plan, settings_of_needs
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, read_plan
 from engine.campaigns.schedulers import RunOptions
@@ -29,6 +29,7 @@ from engine.recipe.grid_keys import overrides_of_sweep
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.recipe.words import read_words
+from engine.store import made_by
 from loaders.files.durable import short_digest
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -80,7 +81,7 @@ def complete(
     for plan in plans:
         if plan not in missing:
             print(f"{plan.name} is finished; nothing to do.")
-    for remark in _remarks(missing):
+    for remark in [*_remarks(missing), *_of_earlier_work(plans, missing, options)]:
         print(f"note: {remark}", file=sys.stderr)
     if dry_run:
         if missing:
@@ -109,9 +110,30 @@ def complete(
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
 
 
+def _of_earlier_work(
+    plans: Collection[Plan], missing: Collection[Plan], options: RunOptions
+) -> Iterator[str]:
+    """Yields which finished work other code or versions made."""
+    is_here = options.executor == "local" and not options.profile
+    for plan in plans:
+        if plan not in missing:
+            with contextlib.suppress(OSError, DamagedFile):
+                if words := earlier_work.of_record(record.read(plan.place).record):
+                    yield f"{plan.place.campaign.name}: {words}"
+        elif plan.place.store.is_dir():
+            yield from earlier_work.remarks(plan, _kind_of_device(plan) if is_here else None)
+
+
+def _kind_of_device(plan: Plan) -> str:
+    """The kind of device of jobs on this machine."""
+    from engine.machine.devices import pick_device  # late: it imports torch
+
+    return made_by.kind_of_device(pick_device(plan.device).type == "cuda")
+
+
 def _has_same_needs(plan: Plan) -> bool:
     """Whether users' methods still need the same cells as when the campaign ran."""
-    if not plan.modules:
+    if not any(map(is_users, plan.modules)):
         return True
     try:
         return settings_of_needs(plan) == settings_of_needs(read_plan(plan.place))

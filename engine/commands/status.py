@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.campaigns import holdings, job_states, status
 from engine.campaigns.holdings import Held
 from engine.campaigns.status import AT_WORK, DAMAGED, FINISHED, Status
+from engine.store import made_by
 from engine.store.artifacts import STORE, Artifact, Store
 from loaders.files.names import one_line
 
@@ -72,7 +73,23 @@ def store_lines(held: Sequence[Held]) -> list[str]:
         of_names = f"for {', '.join(dict.fromkeys(names))}"
         whom = of_names if names else "needed by no finished campaign (`rib gc`)"
         shown.append(f"  {size(sum(sizes)):>8}  {whom}")
-    return shown
+    return shown + made_by_lines(held)
+
+
+def made_by_lines(held: Sequence[Held]) -> list[str]:
+    """The artefacts that other code or versions than the installed ones made, by difference; and
+    the kinds of device that made artefacts, if there are several."""
+    others: dict[str, list[Held]] = defaultdict(list)
+    for each in held:
+        if words := made_by.differences(each.made_by, made_by.installed()):
+            others[", ".join(words)].append(each)
+    shown = []
+    for words, of_words in others.items():
+        names = sorted({name for each in of_words for name in each.needed_by})
+        whom = f", for {', '.join(names)}" if names else ""
+        shown.append(f"  made by other code or versions ({words}): {len(of_words)} artefacts{whom}")
+    devices = sorted({each.made_by.get(made_by.DEVICE, "") for each in held} - {""})
+    return shown + ([f"  made on {', '.join(devices)}"] if len(devices) > 1 else [])
 
 
 def gc(arguments: argparse.Namespace) -> None:

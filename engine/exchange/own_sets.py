@@ -46,7 +46,8 @@ def evaluate(
                 f"{campaign.place.report}; give your dataset another name, as in "
                 f"--sets NAME={places[name]}"
             )
-    resolved, store = campaign.plan.recipe, Store(campaign.place.store)
+    resolved = campaign.plan.recipe
+    store = Store(campaign.place.store, resolved.generation)
     reading = replace(resolved, dataset=replace(resolved.dataset, undecodable=undecodable))
     models = _models(campaign)
     cells = {name: bank.stored_cell(store, name) for model in models for name in model.mix}

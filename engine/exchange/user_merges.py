@@ -118,7 +118,7 @@ def merged(
     device = ranks.start(resolved.device)
     names = list(map(str, files[: len(places)]))
     options = _options(method, names, base is not None, resolved.model.arch, of_method)
-    store = Store(Path(resolved.runs) / STORE)
+    store = Store(Path(resolved.runs) / STORE, resolved.generation)
     with store.in_use():
         of_files, head = user_models.cells_of(resolved, store, files, classes)
         by_name = {str(file): cell for file, cell in of_files.items()}

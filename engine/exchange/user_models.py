@@ -175,7 +175,7 @@ def evaluate(
     """
     if alphas is not None and len(files) != 2:
         raise ValueError(f"--alphas requires exactly 2 models, not {len(files)}")
-    store = Store(Path(resolved.runs) / STORE)
+    store = Store(Path(resolved.runs) / STORE, resolved.generation)
     packs = {name: pack_at(resolved, place) for name, place in sets.items()}
     cells, head = cells_of(resolved, store, files, classes, packs.values())
     names = {file: cell.name for file, cell in cells.items()}

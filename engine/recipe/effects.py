@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from engine.recipe.schema import Affects, Recipe
+from engine.recipe.schema import Affects, Recipe, TrainRecipe
 
 
 def effect_of(key: str) -> Affects:
@@ -40,3 +40,10 @@ def values_of(
         elif effect in effects:
             values[field.name] = plain[field.name]
     return values
+
+
+def training_values(train: TrainRecipe) -> dict[str, Any]:
+    """The values of a training that determine weights; of augmentation, those in use."""
+    values = values_of(train, {Affects.CELL})
+    unused = [*["augment"] * (not train.augment), *["crop_scale"] * (not train.crops)]
+    return {key: value for key, value in values.items() if key not in unused}

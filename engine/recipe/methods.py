@@ -8,10 +8,14 @@ when its method does; until then its options are the recipe's, unchecked.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
-from engine.recipe.finder import OPTIONS, Modules
+from engine.recipe.finder import OPTIONS, Modules, is_users
 from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe.source_code import digest_of_method, file_of
+from loaders.files.durable import file_hash
 
 METHODS = Modules(
     section="method",
@@ -21,6 +25,28 @@ METHODS = Modules(
     made="Method",
     noun="method module",
 )
+
+
+def source_digest(module: str) -> str:
+    """The digest of a method's source (`source_code.digest_of_method`), part of its cells' names.
+
+    Of an engine's method it is constant during a process, like the module that was imported.
+    """
+    return digest_of_method(Path(module)) if is_users(module) else _digest_of_engines(module)
+
+
+@functools.cache
+def _digest_of_engines(module: str) -> str:
+    return digest_of_method(file_of(METHODS.module(module)))
+
+
+def content_digest(name: str) -> str:
+    """The digest of a method or of another file that a user names, as a plan stores it.
+
+    Raises OSError if the file cannot be read.
+    """
+    is_method = is_users(name) or name in METHODS.names()
+    return source_digest(name) if is_method else file_hash(Path(name))
 
 
 def checked(recipe: Recipe) -> MethodRecipe:

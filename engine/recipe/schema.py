@@ -403,6 +403,8 @@ class Recipe:
     seed: Seed = 0  # of training: order of images, new weights, dropout
     # number of training seeds, from `seed` upwards; reports show means
     seeds: Thousand = marked(CAMPAIGN, 1)
+    # results of another generation are not reused: raise it to make everything anew
+    generation: Count = marked(CAMPAIGN, 0)
     runs: Path = marked(NOTHING, "runs")  # folder for all outputs
     # resident: whole packs on the device; stream: batches from disk; auto: resident if it fits
     loader: Literal["auto", "resident", "stream"] = marked(CAMPAIGN, "auto")

@@ -103,6 +103,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         thumbnails=thumbnails,
         missing=missing,
         samples_seen=samples_seen,
+        made_by=[maker for record in records for maker in record.made_by],
         evaluate_on=[
             name for name in first.evaluate_on if all(name in of.evaluate_on for of in records)
         ],

@@ -15,7 +15,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from engine.machine.files import room_for
+from engine.store import made_by
 from loaders.files import locks, typed_json
 from loaders.files.durable import file_hash, short_digest, sync
 from loaders.files.names import InnerPath, is_name
@@ -30,7 +31,7 @@ from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # increment it when the meaning of stored artefacts changes
+FORMAT = 3  # increment it when the meaning of stored artefacts changes
 STORE = "store"  # folder name below a folder of runs
 KINDS = {
     *("cells", "weights", "snapshots", "predictions"),
@@ -50,11 +51,13 @@ class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of `done.json`: format and key give the folder's name; `files` are by path."""
+    """The content of `done.json`: format and key give the folder's name; `files` are by path;
+    `made_by` is `engine.store.made_by.here`."""
 
     format: int
     key: dict[str, Any]
     files: dict[InnerPath, StoredFile]
+    made_by: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Artifact:
         once.
         """
         path = self.file(name)
-        stored = _marker(self.root).files.get(name)
+        stored = read_marker(self.root).files.get(name)
         if stored is None or hash_once(path) != stored.sha256:
             raise DamagedFile(f"{path} was altered; {_again(self.folder)}")
         return path
@@ -116,8 +119,10 @@ def _hash_once(path: Path, modified_ns: int) -> str:
 class Store:
     """Artefacts of all kinds below the folder `root`."""
 
-    def __init__(self, root: Path | Root) -> None:
-        """root: must not be a link itself, but its parent may be one."""
+    def __init__(self, root: Path | Root, generation: int = 0) -> None:
+        """root: must not be a link itself, but its parent may be one. generation: of the recipe;
+        artefacts of another one are not found."""
+        self.generation = generation
         self.files = root if isinstance(root, Root) else Root(root.parent, root.name)
         self.root = self.files.path
 
@@ -128,7 +133,7 @@ class Store:
         """
         if not (is_name(kind) and is_name(label)):
             raise DamagedFile(f"{kind}/{label!r:.200} cannot be the name of an artefact")
-        return self.root / kind / f"{label}-{short_digest({'format': FORMAT, **key})}"
+        return self.root / kind / f"{label}-{short_digest({'format': FORMAT, **self._whole(key)})}"
 
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """Returns the finished artefact of this key, or None.
@@ -140,7 +145,7 @@ class Store:
         files = self.files.below(folder)
         if not files.has(MARKER):
             return None
-        marker = _marker(files)
+        marker = read_marker(files)
         if not _has_key(folder, marker):
             raise DamagedFile(f"{folder} has another key; {_again(folder)}")
         if not marker.files:
@@ -179,7 +184,7 @@ class Store:
                 )
             new.remove(UNFINISHED)
             with room_for(folder / MARKER):
-                _finish(new, key)
+                _finish(new, self._whole(key))
             if not self.files.has(folder / MARKER):
                 self.files.remove(folder)
             try:
@@ -193,17 +198,24 @@ class Store:
             self.files.remove(new.path)
         return Artifact(folder)
 
-    def artifacts(self) -> Iterator[tuple[Artifact, Marker]]:
-        """The finished artefacts, with their markers.
+    def _whole(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        return {**key, "generation": self.generation} if self.generation else {**key}
+
+    def artifacts(
+        self, kinds: Collection[str] = KINDS, label: str = ""
+    ) -> Iterator[tuple[Artifact, Marker]]:
+        """The finished artefacts, with their markers. label: what names must begin with.
 
         Skips what the engine did not make in its place: links, other kinds and names, and folders
         whose marker is damaged or has another key.
         """
-        for kind in KINDS.intersection(self.files.folders()):
+        for kind in KINDS.intersection(kinds, self.files.folders()):
             for name in self.files.folders(kind):
                 folder = self.root / kind / name
+                if not name.startswith(label):
+                    continue
                 with contextlib.suppress(OSError, DamagedFile):
-                    marker = _marker(self.files.below(folder))
+                    marker = read_marker(self.files.below(folder))
                     if _has_key(folder, marker):
                         yield Artifact(folder), marker
 
@@ -263,7 +275,8 @@ def _has_key(folder: Path, marker: Marker) -> bool:
     return folder.name.endswith(f"-{digest}")
 
 
-def _marker(folder: Root) -> Marker:
+def read_marker(folder: Root) -> Marker:
+    """The marker in an artefact's folder. Raises DamagedFile, FileNotFoundError."""
     return typed_json.read(folder.path / MARKER, Marker, _again(folder.path), folder)
 
 
@@ -277,5 +290,5 @@ def _finish(folder: Root, key: Mapping[str, Any]) -> None:
         path = folder.file(name)
         sync(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-    marker = {"format": FORMAT, "key": key, "files": files}
+    marker = {"format": FORMAT, "key": key, "files": files, "made_by": made_by.here()}
     folder.write(MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())

@@ -1,7 +1,7 @@
 """Checkpoints of a training on disk: the latest two, until the cell is finished.
 
 Each is an artefact in `pending/<name of the cell>`, so it is complete or absent, and its checksums
-reveal damage. The cell's name covers everything that determines its training.
+reveal damage. Its name covers what made it, so that no training of other code is resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from engine.store import tensors
+from engine.store import made_by, tensors
 from engine.store.artifacts import MARKER, Artifact, Store
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ class CheckpointFiles:
         """Returns the steps of the finished checkpoints, latest first."""
         files = self._store.files.below(self._cell)
         names = [name for name in files.folders() if files.has(f"{name}/{MARKER}")]
-        return sorted((int(m[1]) for m in map(STEP.match, names) if m), reverse=True)
+        steps = [int(m[1]) for m in map(STEP.match, names) if m]
+        ours = (step for step in steps if self._store.place(*self._key(step)).name in names)
+        return sorted(ours, reverse=True)
 
     def newest(self, before: float = math.inf) -> int:
         """Returns the last step before `before` with an undamaged checkpoint, or 0.
@@ -93,4 +95,5 @@ class CheckpointFiles:
         self._store.remove(Artifact(self._store.place(*self._key(step))))
 
     def _key(self, step: int) -> tuple[str, str, dict[str, Any]]:
-        return self._cell, f"step{step:09d}", {"cell": self._cell, "step": step}
+        key = {"cell": self._cell, "step": step, "made_by": {**made_by.installed()}}
+        return self._cell, f"step{step:09d}", key

@@ -16,6 +16,7 @@ from engine.recipe.schema import MethodRecipe
 from engine.report.results import Results
 from engine.report.section import Picture, Section, Table
 from engine.report.text import counted, listed
+from engine.store import made_by
 
 OTHERS, EACH = "others", "all"
 COLUMNS = ["model", "method", "variant", "against", "downstream", "evaluated_on"]
@@ -83,6 +84,8 @@ def how_to_read(results: Results) -> Section | None:
     for name, value in results.record.settings.items():
         if name.split(",")[0] == "Head" and " same photos " in str(value):
             statements.append(f"The head was {value}.")
+    if mixed := made_by.text(maker.values for maker in results.record.made_by):
+        statements.append(f"These numbers mix work of different code or versions: {mixed}.")
     if results.record.contact_sheet:  # of emoji-RIB alone
         statements.append(DRAWINGS)
     if any(results.published.of(model).before for model in results.models):
@@ -152,6 +155,13 @@ def what_was_run(results: Results) -> Section | None:
             "settings",
             "Settings and versions that reproduce these numbers.",
             pandas.DataFrame(settings, columns=["setting", "value"]),
+        ),
+        Table(
+            "made-by",
+            "Digests of the code, versions and devices that made the models and predictions.",
+            pandas.DataFrame(
+                [{"artefacts": maker.artifacts, **maker.values} for maker in record.made_by]
+            ),
         ),
         Table(
             "hours",

@@ -81,7 +81,10 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         plans.append(planned(place, f"runs={tmp_path}"))
     assert plans[0].place == plans[1].place
     check_modules(plans[1])
-    (tmp_path / "b" / "mine.py").write_text("# changed\n")
+    (tmp_path / "b" / "mine.py").write_text("# a comment\n")
+    assert planned(tmp_path / "b", f"runs={tmp_path}").place == plans[1].place
+    check_modules(plans[1])
+    (tmp_path / "b" / "mine.py").write_text("changed = True\n")
     assert planned(tmp_path / "b", f"runs={tmp_path}").place != plans[1].place
     with pytest.raises(CampaignError, match=r"mine\.py changed since the campaign was pl"):
         check_modules(plans[1])
