@@ -30,7 +30,7 @@ def artifact(tmp_path) -> Path:
     write_atomic(plan.place.plan, plan_to_json(plan))
     made = Store(plan.place.store).make("cells", "a", {}, lambda to: (to / "x").write_bytes(b"x"))
     finish(plan, [f"cells/{made.name}"])
-    models = Models([], [], {}, {method: [] for method in plan.methods})
+    models = Models([], {}, {method: [] for method in plan.methods})
     prepared = Preparation(models, "", [], "cpu", {}, "", {}, {}, [], "")
     for name, part in {PREPARE: prepared, DISTANCES: Distances(None)}.items():
         write_part(plan.place, name, part)
