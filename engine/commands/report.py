@@ -109,6 +109,11 @@ def _results(runs: Sequence[FinishedCampaign], arguments: argparse.Namespace) ->
     if file := arguments.published:
         is_runs = file.is_dir()
         published = read_released(file) if is_runs else read_published(file, made.record.benchmark)
+        if not published.models:
+            raise CampaignError(
+                f"{file} has no numbers for the benchmark {made.record.benchmark}: add a version "
+                "with its name as `benchmark`, or without `benchmark`"
+            )
         made = dataclasses.replace(made, published=published)
     return made
 

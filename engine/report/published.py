@@ -100,9 +100,10 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_published(path: Path = FILE, benchmark: str = "imagenet_rib") -> Published:
-    """The last version for a benchmark in a file like `recipes/published.yaml`, or the last of all.
+    """The last version for a benchmark in a file like `recipes/published.yaml`.
 
-    Raises RecipeError, naming the file and the key, for an invalid file.
+    Without numbers if all versions are of other benchmarks. Raises RecipeError, naming the file and
+    the key, for an invalid file.
     """
     try:
         versions = msgspec.convert(catalogue.read(path), dict[str, Published])
@@ -111,7 +112,7 @@ def read_published(path: Path = FILE, benchmark: str = "imagenet_rib") -> Publis
     if not versions:
         raise RecipeError(f"{path} has no version: write it as recipes/published.yaml is written")
     of_benchmark = [of for of in versions.values() if of.benchmark in ("", benchmark)]
-    return [*versions.values(), *of_benchmark][-1]
+    return of_benchmark[-1] if of_benchmark else Published("", sets={}, models={})
 
 
 def read_released(folder: Path) -> Published:

@@ -193,12 +193,14 @@ def tuned_outside(results: Results) -> Section | None:
     upstream = outside[0]
     cells = results.cells[results.cells["downstream"] == upstream]
     data = pandas.concat([_beside_published(results, *of) for of in groups(cells, "model")])
+    source = results.published.source
+    notes = [f"Published numbers: {source}, for pretrained models that it includes."] * bool(source)
+    notes += [f"Columns of {', '.join(outside[1:])}: accuracy.csv."] * bool(outside[1:])
     return Section(
         "upstream",
         f"After fine-tuning on {upstream}, accuracy changes by "
         f"{between(data, CHANGE, 'method', 'evaluated_on')}",
-        f"Published numbers: {results.published.source}, for pretrained models that it includes."
-        + f" Columns of {', '.join(outside[1:])}: accuracy.csv." * bool(outside[1:]),
+        " ".join(notes),
         figures=charts.by_model(
             results,
             "upstream",

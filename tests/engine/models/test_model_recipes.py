@@ -38,7 +38,7 @@ TRANSFORMS = {
     "vit_b16_augreg_in21k": AUGREG,
     "vit_b16_clip_openai": (248, "bicubic", CLIP),
     "vit_b16_clip_laion2b": (224, "bicubic", CLIP),
-    "vit_b16_clip_openai_zero_shot": (248, "bicubic", CLIP),
+    "vit_b16_clip_openai_zero_shot": (224, "bicubic", CLIP),
     "vit_b16_clip_laion2b_zero_shot": (224, "bicubic", CLIP),
     "vit_s16_augreg_in1k": AUGREG,
     "vit_s16_augreg_in21k": AUGREG,
