@@ -1,4 +1,4 @@
-# make demo | test | check | exhaustive | faults | bench | experiments | docs | constraints; each runs setup first if needed.
+# make demo | test | check | exhaustive | coverage | faults | bench | experiments | docs | constraints; each runs setup first if needed.
 # make setup installs everything; make clean removes it and keeps results.
 # make demo MODEL=vit runs the demo's grid on a ViT.
 # make experiments [CAMPAIGNS="emoji emoji_cka"] writes the numbers in the docs: an hour, less for campaigns that runs/ has.
@@ -12,7 +12,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
+# Bytecode of tests is written, also where the environment says otherwise: each worker and each process
+# would compile 30,000 lines of tests again. A worker that has nothing left takes tests of another.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 SUDO_LINE := apt-get install -y --no-install-recommends
 
 LOG := $(VENV)/setup.log
@@ -23,7 +25,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed. Last lines of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check lint tests exhaustive avx2 faults setup bench experiments gate newest gpu wheels docs audit constraints clean
+.PHONY: demo test check lint tests coverage exhaustive avx2 faults setup bench experiments gate newest gpu wheels docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -52,6 +54,10 @@ lint: setup
 
 tests: setup
 	@$(PYTEST) -m "$(MARKS)"
+
+# The lines that tests run, forked and started processes aside; no share is required.
+coverage: setup
+	@$(PYTEST) -m "not exhaustive" --cov engine --cov kernels --cov loaders --cov-report term
 
 avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)

@@ -30,12 +30,14 @@ setup(
     packages=find_namespace_packages(include=PACKAGES),
     package_data={
         "engine": [
+            "py.typed",
             "campaigns/*.smk",
             "campaigns/schedulers/stand_ins/*",
             "exchange/*.j2",
             "report/templates/*",
         ],
-        "loaders": ["benchmarks/*.yaml"],
+        "kernels": ["py.typed"],
+        "loaders": ["py.typed", "benchmarks/*.yaml"],
         "recipes": ["**/*.yaml", "**/*.csv", "*.bib", "*.json", "sets/NOTICE.txt"],
     },
     install_requires=[
@@ -77,6 +79,7 @@ setup(
         "slurm": ["snakemake-executor-plugin-slurm>=2.8,<3"],
         "test": [
             "pytest>=8",
+            "pytest-cov>=7",  # `make coverage`
             "pytest-xdist>=3.7",
             "POT>=0.9.5",
             "geomloss>=0.3",
