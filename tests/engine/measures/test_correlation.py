@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from engine.measures.correlation import spearman
+from engine.measures.correlation import RANDOM, spearman
 
 
 @settings(deadline=None, max_examples=25)
@@ -58,6 +58,11 @@ def test_p_of_eight_units_is_exact():
     )  # fmt: skip
     assert spearman(x, y).p == pytest.approx(test.pvalue, abs=0.08)
     assert spearman(np.arange(8.0), np.arange(8.0)).p == pytest.approx(2 / math.factorial(8))
+
+
+def test_the_observed_order_is_one_of_the_random_ones_so_that_p_is_never_zero():
+    """Phipson and Smyth, 2010."""
+    assert spearman(np.arange(12.0), np.arange(12.0)).p == pytest.approx(2 / (RANDOM + 1))
 
 
 def test_copies_of_a_unit_change_neither_p_nor_interval():

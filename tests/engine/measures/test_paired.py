@@ -117,7 +117,11 @@ def test_images_of_one_table_are_left_out_and_p_is_corrected_over_pairs_and_data
     for rows in (found["set"] == "", found["set"] != ""):
         p = found.loc[rows, "p"].to_numpy()
         assert found.loc[rows, "p_corrected"].min() == pytest.approx(min(1, p.min() * len(p)))
-    assert (found["least"] > (found["high"] - found["low"]) / 2).all()
+    for row in found.iloc[:3].itertuples():  # of two pairs, on both datasets or on one of the two
+        t = stats.t(row.sources - 1)
+        error, family = (row.high - row.low) / 2 / t.ppf(0.975), 4 if row.set else 2
+        least = error * (t.ppf(1 - 0.05 / family / 2) + t.ppf(0.8))
+        assert row.least == pytest.approx(least), "found with 80% power at the corrected level"
 
 
 @pytest.mark.parametrize(
