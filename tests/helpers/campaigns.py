@@ -6,11 +6,10 @@ It is run once in a test run: `finished` is a copy of what it left.
 import contextlib
 import csv
 import functools
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ from engine.recipe.finder import allow_users_files
 from engine.recipe.overrides import parsed
 from helpers import grids
 from helpers.processes import heed_signals
-from loaders.files import locks
+from helpers.shared import of_all, once
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
 GRID = """\
@@ -61,20 +60,14 @@ DATA = "name: shapes\nkind: folder\nroot: {images}\nsets: [outline, tinted, few]
 def folder(tmp_path_factory) -> Path:
     """The campaign's YAML and a link to the drawings; a space in its path, as users have them."""
     folder = tmp_path_factory.mktemp("my campaign")
-    describe(folder, _drawn(_of_all(tmp_path_factory)))
+    describe(folder, _drawn(of_all(tmp_path_factory)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def finished(folder, grid, tmp_path_factory) -> Path:
     """The `runs` folder of the campaign in `folder`, which is finished."""
-    return shutil.copytree(_finished(_of_all(tmp_path_factory)), folder / "runs")
-
-
-def _of_all(factory: pytest.TempPathFactory) -> Path:
-    """A folder that the workers of a test run share."""
-    base = factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return shutil.copytree(_finished(of_all(tmp_path_factory)), folder / "runs")
 
 
 def describe(folder: Path, images: Path) -> Path:
@@ -90,7 +83,7 @@ def describe(folder: Path, images: Path) -> Path:
 @functools.cache
 def _drawn(base: Path) -> Path:
     """All campaigns of a test run have the same drawings, and so the same packs."""
-    return _once(base / "drawings", grids.draw)
+    return once(base / "drawings", grids.draw)
 
 
 @functools.cache
@@ -102,18 +95,7 @@ def _finished(base: Path) -> Path:
             file = describe(place, _drawn(base))
             assert cli.main(["campaign", str(file), f"runs={place / 'runs'}"]) == 0
 
-    return _once(base / "finished campaign", make) / "runs"
-
-
-def _once(place: Path, make: Callable[[Path], None]) -> Path:
-    """What `make` leaves in a folder: the first that asks makes it, and others wait."""
-    making = place.with_suffix(".making")
-    with locks.held(place.with_suffix(".lock"), lambda: None):
-        if not place.exists():
-            shutil.rmtree(making, ignore_errors=True)  # of one that failed
-            make(making)
-            making.rename(place)
-    return place
+    return once(base / "finished campaign", make) / "runs"
 
 
 def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from engine.cells.build import Builder
 from engine.evaluation import bank, passes
 from engine.store import cells, pending
-from helpers.grids import CLASSES, COPIES, SETS, VIT, Grid, images, labels, reference
+from helpers.grids import CLASSES, COPIES, SETS, UNFINISHED, VIT, Grid, images, labels, reference
 from helpers.twins import assert_near
 from loaders.batches import Resident
 
@@ -40,9 +40,8 @@ def expected(grid, mixes) -> list:
 @pytest.fixture
 def fresh(grid, mixes, tmp_path) -> Grid:
     """The same cells and packs; nothing is evaluated."""
-    shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
-    for kind in ("weights", "cells", "features"):
-        shutil.copytree(grid.runs / "store" / kind, tmp_path / "runs" / "store" / kind)
+    for kind in ("packs", "store/weights", "store/cells", "store/features"):
+        shutil.copytree(grid.runs / kind, tmp_path / "runs" / kind, ignore=UNFINISHED)
     return Grid(grid.folder, tmp_path / "runs", grid.device)
 
 

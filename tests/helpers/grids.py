@@ -32,6 +32,7 @@ from engine.recipe.overrides import parsed
 from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
 from engine.training import loop
+from helpers.shared import of_all, once
 from loaders.batches import Batch
 
 SIZE, COPIES = 32, 7  # of the copies of a class, two are held out
@@ -39,6 +40,7 @@ CLASSES = ("bar", "cross", "disc", "ring", "square")
 FEW = ("cross", "ring", "square")
 SETS = {"upstream": CLASSES, "outline": CLASSES, "tinted": CLASSES, "few": FEW}
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+UNFINISHED = shutil.ignore_patterns(".*")  # what other workers are making
 VIT, CONV = "test_vit", "test_efficientnet"
 RECIPE = """\
 model: vit_tiny_random
@@ -112,7 +114,7 @@ class Grid:
             for name in (f"weights/{builder.base.backbone}", f"cells/{builder.base.name}"):
                 place = Path("store") / name
                 shutil.copytree(self.runs / place, runs / place, dirs_exist_ok=True)
-        shutil.copytree(self.runs / "packs", runs / "packs")
+        shutil.copytree(self.runs / "packs", runs / "packs", ignore=UNFINISHED)
         return Grid(self.folder, runs, self.device)
 
 
@@ -257,10 +259,11 @@ def torchrun(ranks: int, *words: str) -> list[str]:
 
 @functools.cache
 def _drawn(base: Path) -> Path:
-    folder = base / "shapes"
-    draw(folder)
-    (folder / "shapes.yaml").write_text(RECIPE)
-    return folder
+    def make(folder: Path) -> None:
+        draw(folder)
+        (folder / "shapes.yaml").write_text(RECIPE)
+
+    return once(base / "shapes", make)
 
 
 @functools.cache
@@ -277,8 +280,8 @@ def _started() -> tuple[torch.device, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> Iterator[Grid]:
-    """The benchmark on the CPU; all test modules share its finished cells."""
-    base = tmp_path_factory.getbasetemp()
+    """The benchmark on the CPU; all test modules and workers share its finished cells."""
+    base = of_all(tmp_path_factory)
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         for name in RANK_VARIABLES:

@@ -8,8 +8,8 @@ from first. Rank 0 writes a JSON list: for each job the cell's folder and the st
 the message that ended or refused it, or the largest difference or part on any rank. The exit code
 is that of every rank.
 
-One process imports all that the ranks need, and then forks them: imports take most of the time.
-`commands/test_launch.py` and `test_job.py` start ranks as users do.
+The ranks are forks of one process, itself a fork of `fork_server`: imports take most of the time.
+`commands/test_launch.py` starts ranks as users do.
 """
 
 import json
@@ -37,7 +37,6 @@ from engine.training import optim
 from helpers import processes
 from helpers.grids import SETS, Grid
 from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed
-from helpers.processes import ROOT
 
 
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
@@ -107,13 +106,13 @@ def part_of_rank() -> float:
 
 
 def run(
-    grid: Grid, folder: Path, jobs: list[dict[str, Any]], ranks: int
+    grid: Grid, folder: Path, jobs: list[dict[str, Any]], ranks: int, forked: dict[str, str]
 ) -> tuple[subprocess.CompletedProcess[str], list[list[Any]]]:
-    """The process after its end, and its results."""
+    """The process after its end, and its results. forked: the variables of that fixture."""
     paths = folder / "jobs.json", folder / "results.json"
     paths[0].write_text(json.dumps(jobs, default=str))
     command = [sys.executable, __file__, *map(str, (grid.folder, *paths, ranks))]
-    process = processes.run(command, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    process = processes.run(command, **forked)
     assert paths[1].is_file(), process.stderr[-3000:]
     return process, json.loads(paths[1].read_text())
 

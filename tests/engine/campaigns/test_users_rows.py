@@ -43,7 +43,7 @@ STATEMENTS = [
 
 
 @pytest.mark.slow
-def test_a_users_row_changes_no_other(folder, finished, tmp_path):
+def test_a_users_row_changes_no_other(folder, finished, forked, tmp_path):
     """The rows after it have the bytes of a campaign without it."""
     runs = campaigns.unfinished(finished, tmp_path / "runs")
     (tmp_path / "mine.py").write_text(METHOD.format(statement="; ".join(STATEMENTS)))
@@ -51,9 +51,8 @@ def test_a_users_row_changes_no_other(folder, finished, tmp_path):
     methods = f"methods=[{tmp_path}/mine.yaml,{','.join(campaigns.METHODS)}]"
     plan = campaigns.planned(folder, f"runs={runs}", methods)
     campaigns.do(plan, PREPARE)
-    done = run(
-        [sys.executable, "-m", "engine.commands.job", "column-few", "--plan", str(plan.place.plan)]
-    )
+    words = ("column-few", "--plan", str(plan.place.plan))
+    done = run([sys.executable, "-m", "engine.commands.job", *words], **forked)
     assert done.returncode == 0, done.stderr[-3000:]
     before, after = files(finished), files(runs)
     assert len(before) > 9 and any("mine-few" in name for name in after)

@@ -13,10 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.data import imagenet
-from engine.evaluation import passes
 from engine.exchange import user_models
 from engine.recipe.overrides import parsed
-from helpers.evaluations import average, by_timm
+from helpers.evaluations import IMAGES, Counted, average, by_timm
 from helpers.grids import CLASSES, CONV, SETS, SIZE, VIT, images
 from helpers.user_checkpoints import checkpoint, rows
 
@@ -59,12 +58,10 @@ def test_a_model_is_evaluated_once_wherever_its_file_is(user_grid, monkeypatch):
     first = rows(user_grid, "AB", "outline", alphas=[0.0, 0.5])
     moved = user_grid.folder / "M.safetensors"
     shutil.move(user_grid.folder / "A.safetensors", moved)
-    passed = []
-    run = passes._pass
-    monkeypatch.setattr(passes, "_pass", lambda *a: (passed.append(a[1]), run(*a)))
+    counted = Counted(monkeypatch)
     again = rows(user_grid, "MB", "outline", alphas=[0.0, 0.5, 1.0])
     assert [row.accuracy for row in again[:2]] == [row.accuracy for row in first]
-    assert len(passed) == 1 and len(passed[0]) == 1, "alpha = 1 alone is new"
+    assert (counted.images, counted.models) == (IMAGES, 1), "alpha = 1 alone is new"
 
 
 def test_a_pack_is_taken_as_it_is(user_grid):

@@ -104,7 +104,9 @@ REFUSED = [[*words_of("sgd", 1, 0.0), "train.batch_size=13"], FREE]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def two_ranks(
+    grid: Grid, forked: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
     """The folders of what two ranks made of CELLS, starting from our base models, why they refused
     what is REFUSED, and how far their clipped gradients are from DeepSpeed's."""
     folder = tmp_path_factory.mktemp("two")
@@ -112,7 +114,7 @@ def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     place = grid.elsewhere(folder / "runs", *(grid.builder(*words) for words in bases))
     jobs = [{"words": words, "runs": place.runs} for words in [*CELLS, *REFUSED]]
     jobs[0]["how"] = "evaluate"
-    process, results = rank_worker.run(grid, folder, [*jobs, {"how": "clip"}], ranks=2)
+    process, results = rank_worker.run(grid, folder, [*jobs, {"how": "clip"}], 2, forked)
     assert process.returncode == 0, process.stderr[-3000:]
     return [cell_or_message for cell_or_message, *_ in results]
 

@@ -31,7 +31,7 @@ CELLS = [
 
 @pytest.fixture(scope="module")
 def two_ranks(
-    grid: Grid, tmp_path_factory: pytest.TempPathFactory
+    grid: Grid, forked: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[subprocess.CompletedProcess[str], list[Any], dict[str, Grid]]:
     """Two ranks after their end, what became of their jobs, and the folders of these.
 
@@ -59,7 +59,7 @@ def two_ranks(
         {"how": "part"},
         {"runs": places["signal"].runs, "words": WITHOUT_ZERO, "step": 2, "how": "term"},
     ]
-    process, results = rank_worker.run(grid, folder, jobs, ranks=2)
+    process, results = rank_worker.run(grid, folder, jobs, 2, forked)
     assert len(results) == len(jobs), process.stderr[-3000:]
     return process, results, places
 
