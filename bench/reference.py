@@ -52,6 +52,7 @@ SECTIONS = {  # of a recipe, by the class of `engine.recipe.schema` that holds i
     "EvaluateRecipe": "evaluate.",
 }
 MODULES = ("engine", "kernels", "kernels.transport")  # of the Python reference
+MARK = "Differs from the authors' code: "
 
 
 def main() -> int:
@@ -170,17 +171,31 @@ def _spelling(action: argparse.Action) -> str:
 def _methods() -> Iterator[str]:
     """A table of the recipes, then the docstrings of the modules."""
     yield "Passes are forward passes per training image; a backward pass counts as two.\n"
-    yield "| recipe | what it does | starts from | passes |\n|---|---|---|---|"
+    yield "An empty last column: no difference is known.\n"
+    yield "| recipe | what it does | starts from | passes | differs from the authors' code |"
+    yield "|---|---|---|---|---|"
     for name in recipe_names("methods"):
         words = parsed([f"method={name}", "dataset.holdout=0.25"])  # for greedy soups
         options = load_recipe("imagenet_rib_clip/fine_tune", words).method
         said = recipes.about(catalogue.path_of("methods", name))
-        yield _row(f"`{name}`", said, ", ".join(options.needs), f"{options.passes:g}")
+        needs, passes = ", ".join(options.needs), f"{options.passes:g}"
+        yield _row(f"`{name}`", said, needs, passes, difference(_docstring(options.module)))
     yield ""
     for name, options in METHODS.names().items():
-        file = ROOT.joinpath(*METHODS.module(name).split(".")).with_suffix(".py")
-        yield f"## `{name}`\n\n{ast.get_docstring(ast.parse(file.read_text('utf-8')))}\n"
+        yield f"## `{name}`\n\n{_docstring(name)}\n"
         yield from _keys(importlib.import_module(options), "Recipe")
+
+
+def _docstring(method: str) -> str:
+    """The docstring of a method's module, which is not imported."""
+    file = ROOT.joinpath(*METHODS.module(method).split(".")).with_suffix(".py")
+    return ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+
+
+def difference(docstring: str) -> str:
+    """What the paragraph `Differs from the authors' code: ...` says, on one line; empty if none."""
+    paragraphs = [" ".join(text.split()) for text in docstring.split("\n\n")]
+    return "".join(text.removeprefix(MARK) for text in paragraphs if text.startswith(MARK))
 
 
 def _python() -> Iterator[str]:

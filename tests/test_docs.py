@@ -111,3 +111,15 @@ def test_the_table_of_helpers_has_a_row_for_each_module():
     helpers = ROOT / "tests" / "helpers"
     rows = re.findall(r"^\| `(\w+)` \|", (helpers / "README.md").read_text(), re.M)
     assert rows == sorted({path.stem for path in helpers.glob("*.py")} - {"__init__"})
+
+
+def test_the_reference_shows_how_a_method_differs_from_its_authors_code():
+    text = (
+        "X: does it.\n\nA formula.\n\nDiffers from the authors' code: one\nthing; another.\n\nMore."
+    )
+    assert reference.difference(text) == "one thing; another."
+    assert reference.difference("X: does it.") == ""
+    (row,) = [
+        r for r in reference.pages()["methods.md"].splitlines() if r.startswith("| `lines` |")
+    ]
+    assert row.endswith("on validation images of the task and of a control task. |")

@@ -9,6 +9,8 @@ S holds the batch's image-text similarities and S' those of a moving-average tea
 cross-entropy of each row. P [D, E] and Q [F, E] project the features of images and of captions into
 the embedding, and norms are Frobenius'. The script sets the weights to 1.5, 0.2 and 0.05. The
 teacher averages both towers and the scale.
+
+Differs from the authors' code: captions are drawn as FLYP's are here.
 """
 
 from __future__ import annotations

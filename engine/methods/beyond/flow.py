@@ -10,6 +10,9 @@ fine-tuning moves less. Weights are not normalised, as in the authors' release: 
 The release trains a new head first and takes l from that model; afterwards it trains the head once
 more, alone and without weights. Here l comes from the pretrained model, whose head knows the
 classes, and no second training follows.
+
+Differs from the authors' code: the head is the pretrained one and trains once; the authors train a
+new head first, and alone at the end.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ Two images of the same class in a batch count as different pairs, as in the pape
 several outputs has the words of a random one, whatever `dataset.joined`, because the loss has no
 logits of classes. The trained model is the vision tower with the zero-shot head of the tuned text
 tower.
+
+Differs from the authors' code: an image's caption is drawn anew in each step; the authors list each
+image with 80 captions.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ whatever the optimizer's rate, so short trainings stay near theta_pre. It is at 
 |c_r|_1.
 The head is constrained too, since the pretrained head already covers the classes. The release does
 not constrain a new head.
+
+Differs from the authors' code: the head is constrained too.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ and V, and these directions count as much as all others.
 
 A matrix is a tensor with two dimensions longer than 1, so kernels of 1 x 1 convolutions are
 matrices, and larger kernels are not.
+
+Differs from the authors' code: the scale is fixed; the authors choose it on validation images.
 """
 
 from __future__ import annotations

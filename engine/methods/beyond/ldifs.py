@@ -12,6 +12,10 @@ channels.
 
 The release has ViTs alone. The pretrained model runs in each step, since features of all depths are
 too large to store. `train.compile` has no effect: a graph would hide the blocks' outputs.
+
+Differs from the authors' code: our campaigns start from the pretrained model and train as FT; the
+authors start from a linear probe or the zero-shot head, with AdamW and gradients clipped to a norm
+of 1.
 """
 
 from __future__ import annotations

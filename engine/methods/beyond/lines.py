@@ -11,6 +11,9 @@ convolutional model.
 
 For a single fine-tuned model the authors' code has beta = 1 - alpha and chooses alpha on validation
 images of the task and of a control task. The default alpha of 0.5 is our choice.
+
+Differs from the authors' code: the head is fine-tuned and scaled too. alpha is fixed; the authors
+choose it on validation images of the task and of a control task.
 """
 
 from __future__ import annotations

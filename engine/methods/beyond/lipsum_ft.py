@@ -10,6 +10,9 @@ each step draws K = 80 new texts of 8 tokens, and the weight is 1. Unless traini
 j_b is computed once.
 
 As in the release, the head's class embeddings are trained without the scale s, and without a bias.
+
+Differs from the authors' code: our campaigns train ten epochs and keep the last model; the authors
+train 50,000 steps of 256 images and keep the best model on validation images.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ For each weight matrix, let D = w_ft - w_pre have the singular values s_1 >= s_2
 where D_k is the rank-k approximation of D (Abdollahpoorrostam et al. 2026, arXiv 2602.09689, the
 variant without a threshold). A convolution's kernel is reshaped to one row per output. Vectors,
 such as biases, keep their fine-tuned values.
+
+Differs from the authors' code: every matrix is reweighed; the authors leave tensors alone whose
+relative change is below 1e-6.
 """
 
 from __future__ import annotations

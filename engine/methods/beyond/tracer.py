@@ -15,6 +15,9 @@ its teacher is the student.
 
 Terms and weights are those of the scripts for ViT-B/16 in the authors' release; we had no access to
 the paper's text.
+
+Differs from the authors' code: captions are drawn as FLYP's are here. Our campaigns' weight decay
+is the scripts' 0.1; the paper has 0.01.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ computes K as 1000 |V| / N for N training images, which would exceed |V| for N b
 Each model's probabilities p are calibrated: at its temperature, the mean confidence on the held-out
 images equals the accuracy. Without held-out images the temperature is 1. VRF trains nothing, but
 needs one pass over the training images for their features.
+
+Differs from the authors' code: K is a share of the failures, not of the training images. Without
+held-out images nothing is calibrated.
 """
 
 from __future__ import annotations
