@@ -50,23 +50,24 @@ def simulate(
     latent = LEVEL + shared + own[:, None] + moved
     first, second = 100.0 * (latent[0] > 0), 100.0 * (latent[1] > 0)
     better = 100.0 * (latent[1] + BETTER - LEVEL > 0)
-    whole = paired.difference(first, second, place, source)
-    if sets == most == seeds == 1:
-        claims = paired.mcnemar(first[0] > 0, second[0] > 0) < 0.05
-    else:
-        claims = abs(whole.value) > whole.half_width()
+    whole = paired.difference(first, second, place, source, same_seeds=True)
+    claims = abs(whole.value) > whole.half_width()
     on_any = claims
     if sets > 1:
         of_sets = (
             paired.difference(
-                first[:, here], second[:, here], np.zeros(here.sum(), int), source[here]
+                first[:, here],
+                second[:, here],
+                np.zeros(here.sum(), int),
+                source[here],
+                same_seeds=True,
             )
             for here in (place == k for k in range(sets))
         )
         on_any = any(abs(of.value) > of.half_width(1 - 0.05 / sets) for of in of_sets)
     deviation = np.sqrt(PHOTO**2 + MODEL**2 + IMAGE**2 + of_training**2)
     true = 100 * np.diff(special.ndtr(np.array([LEVEL, BETTER]) / deviation))[0]
-    found = paired.difference(first, better, place, source)
+    found = paired.difference(first, better, place, source, same_seeds=True)
     return bool(claims), bool(on_any), bool(abs(found.value - true) <= found.half_width())
 
 

@@ -21,7 +21,9 @@ from scipy import stats
 
 from engine.measures import bootstrap, comparisons, metrics, scores
 from engine.measures.effective_robustness import GIVEN, Baseline, above_trend, trends
+from engine.measures.evaluated import Answers
 from engine.measures.metrics import ROBUSTNESS, Grid, Means
+from engine.measures.paired import SourceScores
 from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PLAIN, PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.tables import rows
@@ -80,7 +82,7 @@ def campaign(number: int, draws: int) -> Grid:
     arms = [Arm("m", PRE, "", None), *(Arm("m", method, "original", None) for method in GAIN)]
     counts = bootstrap.counts([f"{number} {k}" for k in range(SOURCES)], draws)
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
-    evaluations, numbers, samples = [], [], []
+    evaluations, numbers, samples, answers = [], [], [], {}
     for name in (*SETS, UPSTREAM):
         copy = SPREAD["copy"] * rng.normal(size=SOURCES)
         sums, before = [], None
@@ -101,9 +103,13 @@ def campaign(number: int, draws: int) -> Grid:
         joined = np.concatenate(sums, axis=1)
         drawn = bootstrap.means(counts, np.ones(SOURCES), joined)
         samples.append(100 * drawn.reshape(draws, -1, len(names)))
+        places = [k for k, row in enumerate(evaluations) if row.evaluated_on == name]
+        right = 100 * np.stack([of[:, names.index("accuracy")] for of in sums], axis=1)
+        of_set = SourceScores(np.arange(SOURCES), np.ones(SOURCES), right)
+        answers[name] = Answers(of_set, places)
     columns = np.concatenate(samples, axis=1)
     of_measures = {name: np.asfortranarray(columns[:, :, k]) for k, name in enumerate(names)}
-    grid = metrics.grid_of(evaluations, numbers, of_measures, SETS, UPSTREAM, SETS)
+    grid = metrics.grid_of(evaluations, numbers, of_measures, SETS, UPSTREAM, SETS, answers)
     return above_trend(grid, trends(grid, BASELINE))
 
 

@@ -52,13 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
 def compare(names: Sequence[str], sides: Sequence[Side | None]) -> pandas.DataFrame:
     """The table of `engine.compare` from what its names mean (`find_side`)."""
     from engine.campaigns.compared import compare_sides
-    from engine.measures import paired, score_tables
+    from engine.measures import score_tables, table_comparisons
 
     if len(names) < 2:
         raise ValueError("give at least two models to compare")
     found = [side for side in sides if side is not None]
     if not found:
-        return paired.compare_scores([score_tables.read_scores(Path(name)) for name in names])
+        return table_comparisons.compare_scores(
+            [score_tables.read_scores(Path(name)) for name in names]
+        )
     if len(found) < len(names):
         raise ValueError(
             f"{names[sides.index(None)]} is a table and {found[0].name} of a campaign, whose mRI "
@@ -74,7 +76,8 @@ def text(table: pandas.DataFrame) -> str:
 
     rows = [
         [
-            f"{row['b']} - {row['a']}{', ' * bool(row['set'])}{row['set']}",
+            f"{row['b']} - {row['a']}",
+            _of_what(row),
             *(f"{row[name]:.2f}" for name in ("a_mean", "b_mean")),
             f"{row['difference']:+.2f}",
             f"[{row['low']:+.2f}, {row['high']:+.2f}]",
@@ -86,20 +89,28 @@ def text(table: pandas.DataFrame) -> str:
         for row in table.to_dict("records")
     ]
     title = " ".join(_notes(table))
-    heads = ["B - A", "A", "B", "difference", "95% interval", "p", "corrected p", "finds", "images"]
-    return console.text(title, heads, rows)
+    heads = ["B - A", "number", "A", "B", "difference", "95% interval", "p", "corrected p"]
+    return console.text(title, [*heads, "detectable", "images"], rows)
+
+
+def _of_what(row: Mapping[Any, Any]) -> str:
+    """What a row compares, such as `accuracy on sketch`, without its unit."""
+    name = row["quantity"].partition(",")[0]
+    return f"{name} on {row['set']}" if row["set"] else name
 
 
 def _notes(table: pandas.DataFrame) -> Iterator[str]:
+    from engine.measures.paired import TEST
+
     overall = table[table["set"] == ""]
     first = overall.iloc[0]
-    yield f"{first['quantity'].capitalize()}; paired on {first['images']:,} images."
+    yield f"Paired on {first['images']:,} images."
     sets = len(table) // len(overall) - 1
     if sets > 0:
-        yield f"A row without a dataset is about the mean over {sets} datasets."
+        yield f"A number without a dataset is a mean over {sets} datasets."
     yield f"Test: {', '.join(table['test'].unique())}; corrected p: Holm."
-    yield "Finds: the smallest difference that this much data finds with a power of 80%."
-    if first["seeds"] == 1 and first["test"] != "t test with seed replicates":
+    yield "Detectable: the smallest difference that this much data detects with a power of 80%."
+    if first["seeds"] == 1 and first["test"] == TEST:
         yield "One training seed: another training may differ by more."
     if table["sources"].min() < FEW:
         yield f"Fewer than {FEW} source images: intervals are approximate."
@@ -126,7 +137,7 @@ def verdict(row: Mapping[Any, Any]) -> str:
         return f"{b} is {better} than {a} by {abs(row['difference']):.2f} ({span})."
     return (
         f"No difference between {a} and {b} is shown ({span}); with this much data, one of "
-        f"{row['least']:.2f} would be found in 80% of cases."
+        f"{row['least']:.2f} would be detected in 80% of cases."
     )
 
 

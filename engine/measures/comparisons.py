@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas
 
-from engine.measures import seeds
+from engine.measures import paired
 from engine.measures.metrics import Grid, Means
+from engine.measures.paired import ImageError
 from engine.measures.seeds import SeedError
 
 MOST = 100  # seeds
@@ -64,10 +65,10 @@ def compare_pairs(
     for means, names in _means(grid, cells):
         count = len(pairs) * len(names)
         differences = _differences(means, [(b, a) for a, b in family.values()], names)
-        over_images = differences.variance_over_images
-        least = seeds.least_difference(over_images, differences.seeds(), count)
-        table = differences.tested("difference_pts").assign(least=least)[:count]
-        table.columns = ["b", "a", "set", "difference", "low", "high", "p", "least"]
+        least = paired.least_difference([differences.images, differences.seeds()], count)
+        sources = differences.images.freedom + 1
+        table = differences.tested("difference_pts").assign(least=least, sources=sources)[:count]
+        table.columns = ["b", "a", "set", "difference", "low", "high", "p", "least", "sources"]
         keys = means.keys.itertuples(index=False, name=None)
         values = dict(zip(keys, means.values(), strict=True))
         for side in "ab":
@@ -75,18 +76,17 @@ def compare_pairs(
             table[f"{side}_mean"] = [values[key] for key in keys]
         tables.append(table.assign(p_corrected=holm(table["p"].to_numpy())))
     table = pandas.concat(tables, ignore_index=True)
-    of_set = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")[["n", "sources"]]
-    of_set.loc[""] = of_set["n"].sum(), of_set["sources"].min()
-    is_t = "t test" if len(grid.seeds) > 1 else "t test with seed replicates"
+    images = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")["n"]
+    images[""] = images.sum()
+    is_replicated = len(grid.seeds) == 1 and grid.again is not None
     quantity = "RI, points" if downstream else "mRI, points"
     return table.assign(
         quantity=np.where(table["set"] == "", quantity, "accuracy, percent"),
-        images=table["set"].map(of_set["n"]).astype(int),
+        images=table["set"].map(images).astype(int),
         only_a=0,
         only_b=0,
-        sources=table["set"].map(of_set["sources"]),
         seeds=len(grid.seeds),
-        test=is_t if len(grid.seeds) > 1 or grid.again is not None else "normal test",
+        test=f"{paired.TEST} with seed replicates" if is_replicated else paired.TEST,
         notes="",
     )[COMPARED]
 
@@ -127,11 +127,13 @@ def holm(p: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Errors:
     """Standard deviations in points of a difference in mRI between two rows: over the campaign's
-    images, and over seeds of a single training. rows: number of compared rows."""
+    images, and over seeds of a single training. rows: number of compared rows. sources: effective
+    number of source images."""
 
     images: float
     seeds: float
     rows: int
+    sources: float = 1e12
 
     @property
     def comparisons(self) -> int:
@@ -140,10 +142,11 @@ class Errors:
 
     def difference(self, count: int) -> float:
         """The smallest difference in points that a test of all rows with this number of seeds
-        detects (`seeds.least_difference`); a single seed has a seed replicate."""
+        detects (`paired.least_difference`); a single seed has a seed replicate."""
         freedom = max(count - 1, 1) * max(self.rows - 1, 1)
         error = SeedError(np.array([self.seeds**2 / count]), np.array([freedom]))
-        least = seeds.least_difference(np.array([self.images**2]), error, self.comparisons)
+        images = ImageError(np.array([self.images**2]), np.array([self.sources - 1]))
+        least = paired.least_difference([images, error], self.comparisons)
         return float(least[0])
 
     def needed(self, points: float) -> int | None:
@@ -160,5 +163,6 @@ def errors(grid: Grid, arms: Sequence[int]) -> Errors | None:
     if means.keys.empty or (len(grid.seeds) == 1 and grid.again is None):
         return None
     over_seeds = np.median(means.seeds().variance) * len(grid.seeds)
-    images = float(np.sqrt(np.median(means.variance_over_images)))
-    return Errors(images, float(np.sqrt(over_seeds)), len(arms))
+    images = float(np.sqrt(np.median(means.images.variance)))
+    sources = float(np.median(means.images.freedom)) + 1
+    return Errors(images, float(np.sqrt(over_seeds)), len(arms), sources)

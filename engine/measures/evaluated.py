@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.measures import bootstrap, scores
+from engine.measures.paired import SourceScores
 from engine.measures.predictions import ImagePredictions, SetPredictions, Temperature
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, pretrained
 
 TOGETHER = 64  # evaluations whose draws are made at a time
+
+
+class Answers(NamedTuple):
+    """Accuracy in percent of the models of some evaluations on a dataset, by source. places: of the
+    evaluations in their list, or of the cells of a grid."""
+
+    scores: SourceScores
+    places: Sequence[int] | np.ndarray
 
 
 def by_set(evaluations: Sequence[Evaluation]) -> dict[str, list[int]]:
@@ -26,35 +36,38 @@ def measured(
     evaluations: Sequence[Evaluation],
     temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
     draws: int,
-) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """The numbers of each evaluation (n, sources, and measures), and by measure their draws,
-    float32 [B, evaluations]."""
+) -> tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, Answers]]:
+    """The numbers of each evaluation (n, sources, and measures); by measure their draws, float32
+    [B, evaluations]; and by dataset the answers of the models that were not trained on it."""
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     shape = draws, len(evaluations)
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}
     numbers: list[dict[str, float]] = [{} for _ in evaluations]
-    for places in by_set(evaluations).values():
+    answers = {}
+    for dataset, places in by_set(evaluations).items():
         places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
         rows = [evaluations[k] for k in places]
-        of_rows, of_measures = _of_set(rows, temperatures, draws)
+        of_rows, of_measures, by_source = _of_set(rows, temperatures, draws)
+        answers[dataset] = Answers(by_source, places[: by_source.sums.shape[1]])
         for k, row in zip(places, of_rows, strict=True):
             numbers[k] = row
         for number, name in enumerate(names):
             samples[name][:, places] = of_measures[:, :, number]
-    return numbers, samples
+    return numbers, samples, answers
 
 
 def _of_set(
     rows: Sequence[Evaluation],
     temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
     draws: int,
-) -> tuple[list[dict[str, float]], np.ndarray]:
-    """The numbers of a dataset's evaluations, and draws, float32 [B, rows, measures].
+) -> tuple[list[dict[str, float]], np.ndarray, SourceScores]:
+    """The numbers of a dataset's evaluations; draws, float32 [B, rows, measures]; and the accuracy
+    in percent of the rows that were not trained on the dataset, by source.
 
     rows: pretrained models first. Models trained on the dataset come last and are read separately,
     because they may be evaluated on held-out images only.
     """
-    numbers, samples = [], []
+    numbers, samples, by_source = [], [], SourceScores((), np.empty(0), np.empty((0, 0)))
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     scales = np.array([scores.SCALES[scores.METRICS[name].unit] for name in names])
     whole_set = {name: scores.METRICS[name].of for name in scores.names(scores.WHOLE_SET)}
@@ -62,7 +75,7 @@ def _of_set(
     pre: dict[tuple[str, str], ImagePredictions] = {}  # by model and column
     for bank, is_on in ((of_set, False), (on_downstream, True)):
         of_bank = [row for row in rows if row.on_downstream == is_on]
-        counts = np.empty(0)
+        counts, hits = np.empty(0), []
         for start in range(0, len(of_bank), TOGETHER):
             sums = []
             for row in of_bank[start : start + TOGETHER]:
@@ -80,12 +93,15 @@ def _of_set(
                 of_row |= {name: metric(after, bank.codes) for name, metric in whole_set.items()}
                 numbers.append(of_row)
                 sums.append(of_sources.astype(np.float32))
+                hits.append(100 * sums[-1][:, names.index("accuracy")])
                 if row.method == PRE:
                     pre[row.model, row.downstream] = after
             counts = counts if start else bootstrap.counts(bank.sources, draws)
             drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
             samples.append(scales.astype(np.float32) * drawn.reshape(draws, len(sums), -1))
-    return numbers, np.concatenate(samples, axis=1)
+        if hits and not is_on:
+            by_source = SourceScores(bank.sources, bank.total, np.stack(hits, axis=1))
+    return numbers, np.concatenate(samples, axis=1), by_source
 
 
 def again(

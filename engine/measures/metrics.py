@@ -29,8 +29,10 @@ import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import bootstrap, evaluated, predictions, scores, seeds
+from engine.measures import bootstrap, evaluated, paired, predictions, scores, seeds
 from engine.measures.bootstrap import DRAWS
+from engine.measures.evaluated import Answers
+from engine.measures.paired import ImageError
 from engine.measures.photo_disjoint import COLUMNS, related_datasets
 from engine.measures.rows import (
     PRE,
@@ -76,8 +78,9 @@ class Grid:
     draws: by measure, float32 [B, cells], over images, with fixed seeds. by_seed: by measure,
     float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
     [cells], the accuracy of a second training of some columns (seed replicates), NaN for others;
-    None without replicates. related: the related datasets (`photo_disjoint.related_datasets`),
-    empty if excluding them changes no RI.
+    None without replicates. answers: by dataset, those of the models that were not trained on it,
+    with the cell of each; a cell has one for each seed. related: the related datasets
+    (`photo_disjoint.related_datasets`), empty if excluding them changes no RI.
     """
 
     sets: tuple[str, ...]
@@ -90,6 +93,7 @@ class Grid:
     by_seed: Mapping[str, np.ndarray]
     trained: pandas.DataFrame
     again: np.ndarray | None = None
+    answers: Mapping[str, Answers] = field(default_factory=dict)
     related: pandas.DataFrame = field(default_factory=lambda: pandas.DataFrame(columns=COLUMNS))
 
     @functools.cached_property
@@ -247,14 +251,24 @@ class Means:
 
     def tested(self, name: str) -> pandas.DataFrame:
         """Keys, NAME and the bounds of its 95% interval, and two-sided p of "it is 0", for paired
-        differences in accuracy (`seeds.tested`)."""
-        ends, p = seeds.tested(self.values(), self.variance_over_images, self.seeds())
+        differences in accuracy (`paired.tested`)."""
+        ends, p = paired.tested(self.values(), [self.images, self.seeds()])
         return self._with_ends(name, self.values(), ends).assign(p=p)
 
-    @property
-    def variance_over_images(self) -> np.ndarray:
-        """Of each mean accuracy, [K]."""
-        return (self.grid.draws["accuracy"] @ self.weights).var(axis=0, dtype=np.float64)
+    @functools.cached_property
+    def images(self) -> ImageError:
+        """The error over images of each paired difference in accuracy, which has no cell of a
+        model on a dataset that it was trained on."""
+        by_cell, used, weights = self.weights.tocsr(), [], []
+        for each in self.grid.answers.values():
+            count = np.bincount(each.places)[each.places]
+            of_models = sparse.diags_array(1 / count) @ by_cell[each.places]
+            if of_models.nnz:
+                used.append(each.scores)
+                weights.append(sparse.csc_array(of_models))
+        if not used:  # there is no pair
+            return ImageError(np.zeros(len(self.keys)), np.ones(len(self.keys)))
+        return paired.image_error(used, weights)
 
     def seeds(self, measure: str = "accuracy") -> SeedError:
         """The error over training seeds of each mean. With a single seed, it is known only for
@@ -331,7 +345,8 @@ def gather(
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
     measured = evaluated.measured(evaluations, temperatures, draws)
-    grid = grid_of(evaluations, *measured, sets, upstream, downstreams or sets)
+    numbers, samples, answers = measured
+    grid = grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets, answers)
     again = None
     if replicates:
         accuracy = evaluated.again(evaluations, replicates)
@@ -345,8 +360,8 @@ def on_probe_sets(evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pand
     """One row per arm and probe set, averaged over the downstream datasets: before_pct,
     accuracy_pct and change_pts, the last two with the bounds of their intervals."""
     downstreams = dict.fromkeys(row.downstream for row in evaluations if row.downstream)
-    measured = evaluated.measured(evaluations, {}, draws)
-    grid = grid_of(evaluations, *measured, (), "", tuple(downstreams))
+    numbers, samples, _ = evaluated.measured(evaluations, {}, draws)
+    grid = grid_of(evaluations, numbers, samples, (), "", tuple(downstreams))
     cells, by = grid.cells[grid.cells["method"] != PRE], ["arm", "evaluated_on"]
     before = grid.mean(cells, by, of="before")
     table = before.keys.assign(before_pct=before.values())
@@ -361,9 +376,10 @@ def grid_of(
     sets: Sequence[str],
     upstream: str | None,
     downstreams: Sequence[str],
+    answers: Mapping[str, Answers] = MappingProxyType({}),
 ) -> Grid:
-    """The grid of evaluations from their numbers (n, sources, and the measures by name) and draws,
-    float32 [B, evaluations] by measure."""
+    """The grid of evaluations from their numbers (n, sources, and the measures by name), draws,
+    float32 [B, evaluations] by measure, and answers by dataset, which paired tests need."""
     arms = {arm: k for k, arm in enumerate(dict.fromkeys(row.arm for row in evaluations))}
     names = [*KEY, "seed", "headline", "trains", "on_downstream", "arm"]
     of_rows = [
@@ -407,6 +423,9 @@ def grid_of(
         draws,
         {name: trained[name].to_numpy(float)[by_seed.T] for name in draws},
         trained.iloc[order].reset_index(drop=True),
+        answers={
+            name: Answers(each.scores, cell[[*each.places]]) for name, each in answers.items()
+        },
     )
 
 

@@ -1,214 +1,197 @@
-"""Paired differences between two tables of scores that the engine did not make.
+"""The paired t test over source images: whether two models differ, by answers to the same images.
 
-The estimate is the mean over datasets of the mean difference on the images that both tables have.
-Its variance over images is the sum of the squared contributions of the sources, as of a bootstrap
-with infinitely many draws. Trainings with other seeds are independent, within and between tables.
+It is the one test of differences, of campaigns and of tables that other programs wrote. A
+difference is a weighted mean of accuracies or scores on datasets. Images of one source are not
+independent and datasets may show the same sources, so a difference is a sum over sources, as in
+cluster-robust tests: its variance is the sum of the squares of what each source adds to it, as of a
+bootstrap with infinitely many draws, times n/(n - 1) in each dataset of n sources. Student's t has
+the effective number of sources less 1 as degrees of freedom (Kish 1965, for sources that count
+unequally).
 
-Half the width of an interval is the root of the sum of squares of its parts' half widths: over
-sources, and over the seeds of each table, each with its own Student's t (Zou and Donner 2008).
-Satterthwaite's degrees of freedom, which suffice where the variance is pooled over the rows of a
-campaign, cover too little with a pair of rows and few seeds (bench/README.md).
+On one dataset with one image per source, it is Student's paired t test. For answers that are right
+or wrong its square is (n - 1) c / (n - c), where c = (gained - lost)^2 / (gained + lost) is
+McNemar's statistic of n images. McNemar's exact test needs independent images, one dataset and one
+training, and finds fewer differences than its level allows (Fagerland, Lydersen and Laake 2013).
+
+Trainings with other seeds add their own error (`seeds`). The sum of both variances has the degrees
+of freedom of Satterthwaite (1946). Where an error has fewer than `FEW` degrees of freedom, these
+would cover too little (bench/README.md): half the width of an interval is then the root of the sum
+of squares of the errors' own half widths, each with its own Student's t (Zou and Donner 2008). p is
+below 0.05 exactly if 0 is outside the 95% interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas
-from scipy import optimize, special
+from scipy import special
 
+from engine.measures import seeds
 from engine.measures.bootstrap import LEVEL
-from engine.measures.comparisons import COMPARED, holm
-from engine.measures.score_tables import ScoreTable
-from engine.measures.seeds import LEAST_P, POWER
+from engine.measures.seeds import SeedError
 
-MCNEMAR = "McNemar's exact test"
-T_TEST = "t test"
+TEST = "paired t test"
+LEAST_P = 1e-15
+POWER = 0.8  # probability of detecting `least_difference`
+EXACT = 1e-9  # points by which sums of equal scores can differ
+FEW = 4  # degrees of freedom
+HALVINGS = 60  # of the interval of log p
+TOGETHER = 64  # differences whose contributions of sources are in memory at a time
+
+
+class ImageError(NamedTuple):
+    """The variance over source images of K numbers [K], and its degrees of freedom [K]."""
+
+    variance: np.ndarray
+    freedom: np.ndarray
+
+
+Error = ImageError | SeedError
+
+
+@dataclass(frozen=True, eq=False)
+class SourceScores:
+    """Scores of models on a dataset, summed by source image. sources: their distinct names [S].
+    totals: the weight of each source's images [S]. sums: float [S, models], the weighted sum of a
+    model's scores on them."""
+
+    sources: Sequence[str] | np.ndarray
+    totals: np.ndarray
+    sums: np.ndarray
+
+    @property
+    def effective(self) -> float:
+        """The effective number of sources."""
+        return float(self.totals.sum() ** 2 / np.square(self.totals).sum())
+
+    @property
+    def influence(self) -> np.ndarray:
+        """[S, models]: what each source adds to a model's mean score; 0 of a single source, whose
+        variance is unknown."""
+        total, effective = self.totals.sum(), self.effective
+        if effective < 1 + EXACT:
+            return np.zeros(self.sums.shape)
+        means = self.sums.sum(axis=0, dtype=np.float64) / total
+        scale = np.sqrt(effective / (effective - 1)) / total
+        return (self.sums - self.totals[:, None] * means) * scale
+
+
+def image_error(datasets: Sequence[SourceScores], weights: Sequence[Any]) -> ImageError:
+    """The error over images of K differences. weights: of each dataset, a dense or sparse array
+    [models, K], of the models' mean scores on it."""
+    names = np.concatenate([np.asarray(each.sources, object) for each in datasets])
+    distinct, codes = np.unique(names.astype(str), return_inverse=True)
+    places = np.split(codes, np.cumsum([len(each.sources) for each in datasets])[:-1])
+    influences = [each.influence for each in datasets]
+    count = weights[0].shape[1]
+    variance, freedom = np.empty(count), np.empty(count)
+    for start in range(0, count, TOGETHER):
+        part = slice(start, start + TOGETHER)
+        of_part = [each[:, part] for each in weights]
+        added = np.zeros((len(distinct), of_part[0].shape[1]))
+        shares = np.zeros_like(added)
+        for scores, place, influence, weight in zip(
+            datasets, places, influences, of_part, strict=True
+        ):
+            added[place] += influence @ weight
+            of_set = np.asarray(abs(weight).sum(axis=0)).ravel()
+            shares[place] += np.outer(scores.totals / scores.totals.sum(), of_set)
+        variance[part] = np.square(added).sum(axis=0)
+        used = np.maximum(shares.sum(axis=0), 1e-300)
+        freedom[part] = 1 / np.maximum(np.square(shares / used).sum(axis=0), 1e-300) - 1
+    return ImageError(variance, np.maximum(freedom, 1))
+
+
+def half_width(errors: Sequence[Error], level: float | np.ndarray = LEVEL) -> np.ndarray:
+    """Half the width [K] of intervals of this level."""
+    return _half_width(errors, 1 - np.asarray(level))
+
+
+def _half_width(errors: Sequence[Error], p: np.ndarray) -> np.ndarray:
+    variance, freedom = (np.stack(of) for of in zip(*errors, strict=True))  # [errors, K]
+    of_errors = np.square(special.stdtrit(freedom, p / 2)) * variance
+    total = variance.sum(axis=0)
+    of_total = total**2 / np.maximum((variance**2 / freedom).sum(axis=0), 1e-300)
+    together = np.square(special.stdtrit(np.maximum(of_total, 1), p / 2)) * total
+    has_few = ((variance > 0) & (freedom < FEW)).any(axis=0)
+    return np.sqrt(np.where(has_few, of_errors.sum(axis=0), together))
+
+
+def tested(values: np.ndarray, errors: Sequence[Error]) -> tuple[np.ndarray, np.ndarray]:
+    """95% intervals [2, K] of differences [K], and two-sided p [K] of "the difference is 0"."""
+    half = half_width(errors)
+    low, high = np.full(len(values), np.log(LEAST_P)), np.zeros(len(values))
+    for _ in range(HALVINGS):  # half the width falls as p rises
+        middle = (low + high) / 2
+        is_above = _half_width(errors, np.exp(middle)) > np.abs(values)
+        low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
+    p = np.where(np.abs(values) < EXACT, 1, np.exp(high))
+    return np.stack([values - half, values + half]), p
+
+
+def least_difference(errors: Sequence[Error], comparisons: int = 1) -> np.ndarray:
+    """The smallest differences [K] that `tested` detects with a probability of 80%, at a level of
+    5% corrected for the number of comparisons, as the first step of Holm's procedure."""
+    return half_width(errors, 1 - (1 - LEVEL) / comparisons) + half_width(errors, 2 * POWER - 1)
 
 
 class Difference(NamedTuple):
-    """A difference, and the parts of its variance with their degrees of freedom (float [parts]).
-    sources: their effective number."""
+    """A difference, and its errors ([1] each) over images and over training seeds."""
 
     value: float
-    variances: np.ndarray
-    freedoms: np.ndarray
-    sources: float
+    errors: Sequence[Error]
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the width of an interval of this level."""
-        quantiles = special.stdtrit(self.freedoms, (1 + level) / 2)
-        return float(np.sqrt((quantiles**2 * self.variances).sum()))
+        return half_width(self.errors, level).item()
 
     @property
     def p(self) -> float:
-        """Two-sided p of "the difference is 0": below 1 - level exactly if 0 is outside the
-        interval of this level."""
-        distance = abs(self.value)
-        if distance <= 1e-9:
-            return 1.0
-        if self.half_width(1 - LEAST_P) <= distance:
-            return LEAST_P
+        """Two-sided p of "the difference is 0"."""
+        return tested(np.array([self.value]), self.errors)[1].item()
 
-        def excess(log_p: float) -> float:
-            return self.half_width(1 - np.exp(log_p)) - distance
-
-        found: Any = optimize.brentq(excess, np.log(LEAST_P), 0)
-        return float(np.exp(found))
+    @property
+    def sources(self) -> float:
+        """The effective number of sources."""
+        return self.errors[0].freedom.item() + 1
 
 
 def difference(
-    first: np.ndarray, second: np.ndarray, sets: np.ndarray, sources: np.ndarray
+    first: np.ndarray,
+    second: np.ndarray,
+    sets: np.ndarray,
+    sources: np.ndarray,
+    *,
+    same_seeds: bool = False,
 ) -> Difference:
     """The mean over datasets of the difference second - first.
 
-    first, second: scores, float [seeds, N] on the same N images. sets, sources: int [N]. Raises
-    ValueError for a dataset with a single source.
+    first, second: scores, float [seeds, N] on the same N images. sets, sources: int [N].
+    same_seeds: whether trainings of both have the same seeds, in order; they are then paired, and
+    otherwise independent. Raises ValueError for a dataset with a single source.
     """
-    sizes = np.bincount(sets)
-    weights = (1 / (np.count_nonzero(sizes) * sizes))[sets]
-    change = second.mean(axis=0) - first.mean(axis=0)
-    of_sets = np.bincount(sets, change) / sizes
-    count = sources.max() + 1
-    pairs, per_pair = np.unique(sets * count + sources, return_counts=True)
-    in_set = sizes**2 / np.bincount(pairs // count, per_pair**2)  # effective numbers of sources
-    if in_set.min() < 1 + 1e-9:
+    means = np.stack([first.mean(axis=0), second.mean(axis=0)], axis=1)
+    by_set = [sets == number for number in np.unique(sets)]
+    datasets = []
+    for here in by_set:
+        names, codes = np.unique(sources[here], return_inverse=True)
+        sums = np.stack([np.bincount(codes, of[here]) for of in means.T], axis=1)
+        datasets.append(SourceScores(names, np.bincount(codes).astype(float), sums))
+    if min(each.effective for each in datasets) < 1 + EXACT:
         raise ValueError("a dataset has a single source, so its variance is unknown")
-    deviations = weights * (change - of_sets[sets]) * np.sqrt(in_set / (in_set - 1))[sets]
-    effective = float(1 / np.square(np.bincount(sources, weights)).sum())
-    variances = [np.square(np.bincount(sources, deviations)).sum()]
-    several = [scores for scores in (first, second) if len(scores) > 1]
-    variances += [(scores @ weights).var(ddof=1) / len(scores) for scores in several]
-    freedoms = np.array([effective - 1, *(len(scores) - 1 for scores in several)])
-    return Difference(float(weights @ change), np.array(variances), freedoms, effective)
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """McNemar's exact two-sided p for paired answers, bool [N]."""
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    return float(min(1, 2 * special.bdtr(min(gained, lost), gained + lost, 0.5)))
-
-
-def compare_scores(tables: Sequence[ScoreTable]) -> pandas.DataFrame:
-    """Compare each further table with the first, on the images that both have.
-
-    Columns: `comparisons.COMPARED`. Raises ValueError if two tables share no image of a dataset,
-    differ in the source or the label of an image, or one has `correct` and the other `score`.
-    """
-    pairs = [_pair(tables[0], other, len(tables) - 1) for other in tables[1:]]
-    table = pandas.concat(pairs, ignore_index=True)
-    family = table["set"] == ""
-    for rows in (family, ~family):
-        table.loc[rows, "p_corrected"] = holm(table.loc[rows, "p"].to_numpy())
-    return table[COMPARED]
-
-
-def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
-    if a.is_correct != b.is_correct:
-        raise ValueError(f"{a.name} and {b.name}: one has the column correct, the other score")
-    wide = [of.rows.pivot(index=["set", "image"], columns="seed", values="score") for of in (a, b)]
-    shared = wide[0].dropna().index.intersection(wide[1].dropna().index)
-    if shared.empty:
-        raise ValueError(_without_shared(a, b, wide))
-    _check_labels(a, b, shared)
-    names = shared.get_level_values("set")
-    codes = pandas.factorize(_sources(a, b, shared))[0]
-    first, second = (scores.loc[shared].to_numpy().T for scores in wide)
-    exact = a.is_correct and len(first) == len(second) == 1
-    rows = []
-    every = [str(name) for name in names.unique()]
-    for name in ["", *every[: len(every) * (len(every) > 1)]]:
-        chosen = np.flatnonzero((names == name) | (name == ""))
-        of_sets = pandas.factorize(names[chosen])[0]
-        of_a, of_b = first[:, chosen], second[:, chosen]
-        found = difference(of_a, of_b, of_sets, codes[chosen])
-        is_mcnemar = exact and of_sets.max() == 0 and len(np.unique(codes[chosen])) == len(chosen)
-        family = comparisons * (len(every) if name else 1)
-        half = found.half_width()
-        means = [
-            pandas.Series(of.mean(axis=0)).groupby(of_sets).mean().mean() for of in (of_a, of_b)
-        ]
-        only = [int(((of.index.get_level_values(0) == name) | (name == "")).sum()) for of in wide]
-        rows.append(
-            {
-                "a": a.name,
-                "b": b.name,
-                "set": name,
-                "quantity": "accuracy, percent" if a.is_correct else "score",
-                "a_mean": means[0],
-                "b_mean": means[1],
-                "difference": found.value,
-                "low": found.value - half,
-                "high": found.value + half,
-                "p": mcnemar(of_a[0] > 0, of_b[0] > 0) if is_mcnemar else found.p,
-                "least": found.half_width(1 - (1 - LEVEL) / family)
-                + found.half_width(2 * POWER - 1),
-                "images": len(chosen),
-                "only_a": only[0] - len(chosen),
-                "only_b": only[1] - len(chosen),
-                "sources": found.sources,
-                "seeds": min(len(first), len(second)),
-                "test": MCNEMAR if is_mcnemar else T_TEST,
-                "notes": " ".join(_notes(a, b)),
-            }
-        )
-    return pandas.DataFrame(rows)
-
-
-def _without_shared(a: ScoreTable, b: ScoreTable, wide: Sequence[pandas.DataFrame]) -> str:
-    """Why two tables cannot be paired, with the first image of each."""
-    (set_a, image_a), (set_b, image_b) = (scores.index[0] for scores in wide)
-    of_sets = [f" of dataset {name!r}" if name else "" for name in (set_a, set_b)]
-    seeds = " in every seed" if max(scores.shape[1] for scores in wide) > 1 else ""
-    return (
-        f"{a.name} and {b.name} share no image{seeds}: the first image is {image_a!r}{of_sets[0]} "
-        f"and {image_b!r}{of_sets[1]}; name images and datasets alike in both"
+    weight = np.array([[-1.0], [1.0]]) / len(datasets)
+    errors: list[Error] = [image_error(datasets, [weight] * len(datasets))]
+    of_seeds = [
+        np.mean([scores[:, here].mean(axis=1) for here in by_set], axis=0)[:, None]
+        for scores in (first, second)
+    ]
+    if same_seeds:
+        errors.append(seeds.of_mean(of_seeds[1] - of_seeds[0]))
+    else:
+        errors += [seeds.of_mean(of) for of in of_seeds]
+    return Difference(
+        float(np.mean([(means[here, 1] - means[here, 0]).mean() for here in by_set])), errors
     )
-
-
-def _check_labels(a: ScoreTable, b: ScoreTable, shared: pandas.Index) -> None:
-    """Raise ValueError for the first image whose true class differs between two tables."""
-    if not (a.has_labels and b.has_labels):
-        return
-    first, second = (_by_image(table, "label", shared) for table in (a, b))
-    if (differs := np.flatnonzero(first != second)).size:
-        name, image = shared[k := differs[0]]
-        raise ValueError(
-            f"{a.name} and {b.name} number classes differently: image {image!r}"
-            f"{f' of dataset {name!r}' if name else ''} has the label {first[k]} in one and "
-            f"{second[k]} in the other ({len(differs):,} of {len(shared):,} images differ); number "
-            "the classes of both alike, or give correct in place of label and prediction"
-        )
-
-
-def _sources(a: ScoreTable, b: ScoreTable, shared: pandas.Index) -> np.ndarray:
-    """The source of each shared image, from a table that names sources."""
-    named = [table for table in (a, b) if table.has_sources] or [a]
-    first, *others = [_by_image(table, "source", shared) for table in named]
-    if any((first != other).any() for other in others):
-        raise ValueError(f"{a.name} and {b.name}: an image has two sources")
-    return first
-
-
-def _by_image(table: ScoreTable, column: str, shared: pandas.Index) -> np.ndarray:
-    """The value of each shared image. Raises ValueError if rows of an image differ."""
-    values = table.rows.groupby(["set", "image"])[column]
-    if (differs := values.nunique().loc[shared] > 1).any():
-        raise ValueError(
-            f"{table.name}: image {shared[differs][0][1]!r} has two values of {column}"
-        )
-    return values.first().loc[shared].to_numpy()
-
-
-def _notes(a: ScoreTable, b: ScoreTable) -> Iterator[str]:
-    """What two tables leave unknown."""
-    if not (a.has_sources or b.has_sources):
-        yield (
-            "No table has a column source, so images count as independent: if several show one "
-            "photo, intervals are too narrow and differences are claimed too often."
-        )
-    if a.is_correct and not (a.has_labels and b.has_labels):
-        lacking = [table.name for table in (a, b) if not table.has_labels]
-        yield f"Without labels of {' and '.join(lacking)}, equal true classes are not checked."

@@ -1,4 +1,4 @@
-"""The error over training seeds, and the resulting intervals and p-values.
+"""The error over training seeds, and the intervals that it widens.
 
 A few seeds estimate their variance badly: with two, the estimate is below 0.1 times the truth in a
 quarter of cases, and a test that uses it finds differences between equal methods. Methods of one
@@ -19,8 +19,6 @@ from scipy import sparse, special
 from engine.measures.bootstrap import LEVEL
 
 ROUNDING = 1e-5  # points by which equal draws can differ
-LEAST_P = 1e-15  # a normal approximation is not accurate below
-POWER = 0.8  # probability of detecting `least_difference`
 
 
 class SeedError(NamedTuple):
@@ -100,31 +98,6 @@ def widened(
     total = over_images + seeds.variance
     half = np.sqrt(total) * special.stdtrit(_freedom(total, seeds), quantile)
     return np.where(seeds.variance == 0, ends, values + np.array([[-1], [1]]) * half)
-
-
-def tested(
-    values: np.ndarray, over_images: np.ndarray, seeds: SeedError
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals [2, K] of differences, and two-sided p [K] of "the difference is 0", by one rule:
-    p is below 0.05 exactly if 0 is outside the interval.
-
-    values [K]: the differences. over_images [K]: their variances over images. The statistic is
-    Student's t, or normal without variance over seeds.
-    """
-    total = np.maximum(over_images + seeds.variance, ROUNDING**2)
-    error, freedom = np.sqrt(total), _freedom(total, seeds)
-    half = error * special.stdtrit(freedom, (1 + LEVEL) / 2)
-    p = 2 * special.stdtr(freedom, -np.abs(values) / error)
-    return np.stack([values - half, values + half]), np.maximum(p, LEAST_P)
-
-
-def least_difference(over_images: np.ndarray, seeds: SeedError, comparisons: int = 1) -> np.ndarray:
-    """The smallest differences [K] that `tested` detects with a probability of 80%, at a level of
-    5% corrected for the number of comparisons, as the first step of Holm's procedure."""
-    total = np.maximum(over_images + seeds.variance, ROUNDING**2)
-    freedom = _freedom(total, seeds)
-    significant = special.stdtrit(freedom, 1 - (1 - LEVEL) / 2 / comparisons)
-    return np.sqrt(total) * (significant + special.stdtrit(freedom, POWER))
 
 
 def _freedom(total: np.ndarray, seeds: SeedError) -> np.ndarray:

@@ -148,9 +148,8 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
     return console.text(
         f"{model}\nAgainst {reference['method']} (mRI {ascii_signed(reference['mRI_pts'])}), "
         f"paired over the same images{results.one_training}. Differences in mRI, in points; p of "
-        f"{'a t test' if results.covers_training else 'a normal test'} with the deviation over "
-        f"images{' and seeds' * results.covers_training}, corrected (Holm) for "
-        f"{counted('comparison', results.family)}. Better and worse: the number of the "
+        f"a paired t test over source images{' and seeds' * results.covers_training}, corrected "
+        f"(Holm) for {counted('comparison', results.family)}. Better and worse: the number of the "
         f"{len(sets)} datasets, by the same test, corrected for {results.family * len(sets)}. "
         f"CIs generalise to {results.population_of_mri}.",
         ["", "mRI", "difference", "95% CI", "p", "corrected p", "better on", "worse on"],

@@ -11,7 +11,9 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures import metrics, predictions, scores
+from engine.measures import evaluated, metrics, predictions, scores
+from engine.measures.evaluated import Answers
+from engine.measures.paired import SourceScores
 from engine.measures.rows import PLAIN, PRE, Evaluation, Setting
 from engine.recipe import yaml_text
 
@@ -135,4 +137,11 @@ def synthetic(
     noise = np.random.default_rng(0).standard_normal((200, len(cells)))
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     draws = dict.fromkeys(names, (accuracy + spread * noise).astype(np.float32))
-    return metrics.grid_of(evaluations, numbers, draws, sets, upstream, downstreams or sets)
+    right = accuracy + 10 * spread * np.random.default_rng(1).standard_normal((100, len(cells)))
+    answers = {}
+    for name, places in evaluated.by_set(evaluations).items():
+        of_set = SourceScores(np.arange(100), np.ones(100), right[:, places])
+        answers[name] = Answers(of_set, places)
+    return metrics.grid_of(
+        evaluations, numbers, draws, sets, upstream, downstreams or sets, answers
+    )

@@ -143,10 +143,9 @@ def best(results: Results) -> Section | None:
     models = [model for model in results.models if len(results.ranked(model)) > 1]
     if not models:
         return None
-    test = "t test, with the standard deviations over images (paired bootstrap) and over seeds "
-    test += "(pooled over the trained methods)"
-    if not results.covers_training:
-        test = "normal test, with the standard deviation of a paired bootstrap"
+    test = "paired t test over source images"
+    if results.covers_training:
+        test += " and over seeds (pooled over the trained methods)"
     reference = "highest mRI of its setting" if tuning.is_varied(results) else "best method"
     return _section(
         results,

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from engine.measures import comparisons, seeds
+from engine.measures import comparisons, paired
 from engine.measures.comparisons import Errors
+from engine.measures.paired import ImageError
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows
 from helpers.stores import SETS, gather, grid, mri, random_hits, right, setting
@@ -108,7 +109,8 @@ def test_a_least_difference_is_found_about_as_often_as_it_says(count):
     values = difference + rng.normal(0, np.sqrt(0.5**2 + over_seeds), campaigns)
     pooled = over_seeds * rng.chisquare(freedom, campaigns) / freedom
     error = SeedError(pooled, np.full(campaigns, float(freedom)))
-    _, p = seeds.tested(values, np.full(campaigns, 0.5**2), error)
+    images = ImageError(np.full(campaigns, 0.5**2), np.full(campaigns, 1e12))
+    _, p = paired.tested(values, [images, error])
     assert np.mean(p * errors.comparisons < 0.05) == pytest.approx(0.8, abs=0.04)
 
 
@@ -120,6 +122,7 @@ def test_more_seeds_separate_less_and_a_floor_stays():
     needed = errors.needed(2.5) or 0
     assert errors.difference(needed) <= 2.5 < errors.difference(needed - 1)
     assert errors.needed(1.0) is None  # the images alone leave more
-    # By hand, of two seeds: a variance of .25 + .32, of which seeds' has 1 degree of freedom, so
-    # the sum 3.17: (3.08 + 0.97) * 0.755.
-    assert Errors(0.5, 0.8, rows=2).difference(2) == pytest.approx(3.06, abs=0.005)
+    # By hand, of two seeds, with 1 degree of freedom: the root of (1.960 x 0.5)^2 +
+    # (12.706 x 0.8)^2 / 2, and that of (0.842 x 0.5)^2 + (1.376 x 0.8)^2 / 2.
+    # Their quantiles are those of 95% and, for a power of 80%, of 60%.
+    assert Errors(0.5, 0.8, rows=2).difference(2) == pytest.approx(7.25 + 0.885, abs=0.005)

@@ -1,6 +1,6 @@
 """Paired differences between tables that other programs wrote."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from engine.measures import bootstrap, paired
+from engine.measures import bootstrap, comparisons, paired, table_comparisons
+from engine.measures.rows import Evaluation
 from engine.measures.score_tables import read_scores
+from helpers import stores
 
 RNG = np.random.default_rng
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
-def test_mcnemars_p_is_the_exact_binomial_one(answers):
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2))
+def test_of_independent_right_and_wrong_answers_it_is_mcnemars_statistic_rescaled(answers):
     first, second = np.array(answers).T
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1
-    assert paired.mcnemar(first, second) == pytest.approx(expected)
+    gained, lost, n = int((second & ~first).sum()), int((first & ~second).sum()), len(first)
+    found = paired.difference(
+        100.0 * first[None], 100.0 * second[None], np.zeros(n, int), np.arange(n)
+    )
+    assert found.value == pytest.approx(100 * (gained - lost) / n)
+    if gained == lost:
+        assert found.p == 1
+    elif gained + lost < n or gained * lost:  # otherwise all answers change alike
+        chi2 = (gained - lost) ** 2 / (gained + lost)
+        t = np.sqrt((n - 1) * chi2 / (n - chi2))
+        assert found.p == pytest.approx(2 * stats.t.sf(t, n - 1), rel=1e-6, abs=1e-15)
 
 
 def test_the_variance_is_that_of_the_bootstrap_over_sources_of_all_datasets():
@@ -44,7 +54,7 @@ def test_the_variance_is_that_of_the_bootstrap_over_sources_of_all_datasets():
     ]
     mean = np.mean(draws, axis=0)
     assert found.value == pytest.approx(np.mean([change[sets == k].mean() for k in (0, 1)]))
-    assert found.variances[0] == pytest.approx(mean.var(), rel=0.06)
+    assert found.errors[0].variance == pytest.approx(mean.var(), rel=0.06)
 
 
 def test_each_tables_seeds_add_their_variance_and_p_agrees_with_the_interval():
@@ -54,13 +64,62 @@ def test_each_tables_seeds_add_their_variance_and_p_agrees_with_the_interval():
     of_seeds = scores.mean(axis=1)
     expected = [of_seeds[:2].var(ddof=1) / 2, of_seeds[2:].var(ddof=1) / 3]
     change = scores[2:].mean(axis=0) - scores[:2].mean(axis=0)
-    assert found.variances == pytest.approx([change.var(ddof=1) / 40, *expected])
-    assert found.freedoms == pytest.approx([39, 1, 2])
+    variances, freedoms = np.concatenate(found.errors, axis=1)
+    assert variances == pytest.approx([change.var(ddof=1) / 40, *expected])
+    assert freedoms == pytest.approx([39, 1, 2])
     for distance in (0.5, 0.99, 1.01, 2):
         moved = found._replace(value=distance * found.half_width())
         assert (moved.p < 0.05) == (distance > 1)
     alone = paired.difference(scores[:1], scores[1:2], np.zeros(40, int), np.arange(40))
     assert alone.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)
+
+
+def as_table(path: Path, cells: Sequence[Evaluation], downstreams: Sequence[str]) -> Path:
+    """A campaign's predictions on the datasets of RI, as another program would write them."""
+    parts = []
+    for cell in cells:
+        if cell.downstream in downstreams and cell.evaluated_on in stores.SETS:
+            rows = pq.read_table(cell.path).to_pandas()
+            on = f"{cell.evaluated_on} {cell.downstream * (len(downstreams) > 1)}".strip()
+            columns = {"index": "image", "top1": "prediction"}
+            parts.append(rows.rename(columns=columns).assign(set=on, seed=cell.seed))
+            parts[-1] = parts[-1] if cell.evaluated_on != cell.downstream else parts[-1][:0]
+    table = pandas.concat(parts)[["image", "set", "source", "seed", "label", "prediction"]]
+    table.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_campaigns_reports_and_tables_of_the_same_predictions_give_the_same_numbers(
+    tmp_path, seeds
+):
+    source = [f"s{of:02}" for of in RNG(5).integers(0, 25, 60)]  # in all datasets
+    cells = stores.several_seeds(
+        tmp_path / "grid",
+        lambda seed: stores.random_hits(seed=seed),
+        seeds,
+        methods=("fine_tune", "lwf"),
+        source=source,
+    )
+    grid = stores.gather(cells)
+    first, second = (k for k, arm in enumerate(grid.arms) if arm.method != "pre")
+    numbers = ["difference", "low", "high", "p", "least", "sources"]
+    for downstreams in (stores.SETS, ("a",)):
+        of_campaign = comparisons.compare_pairs(
+            grid, [(first, second)], [first, second], "" if len(downstreams) > 1 else "a"
+        ).set_index("set")[numbers]
+        files = [
+            as_table(tmp_path / f"{name}.csv", [c for c in cells if c.method == name], downstreams)
+            for name in ("fine_tune", "lwf")
+        ]
+        of_tables = table_comparisons.compare_scores([read_scores(file) for file in files])
+        of_tables = of_tables.set_index("set")[numbers]
+        names = ["", "b", "c"] if len(downstreams) == 1 else [""]
+        np.testing.assert_allclose(of_campaign.loc[names], of_tables.loc[names], 1e-5, 1e-9)
+        if len(downstreams) > 1:
+            report = comparisons.compare(grid, [second, first]).iloc[0]
+            ends = ["difference_pts", "difference_low", "difference_high", "p"]
+            assert report[ends].tolist() == pytest.approx(of_tables.loc[""][:4].tolist(), rel=1e-5)
 
 
 def table(seed: int, *, seeds: int = 1) -> pandas.DataFrame:
@@ -105,15 +164,14 @@ def test_images_of_one_table_are_left_out_and_p_is_corrected_over_pairs_and_data
         written(tmp_path, "b", table(1)),
         written(tmp_path, "c", table(2, seeds=3)),
     ]
-    found = paired.compare_scores([read_scores(path) for path in files])
+    found = table_comparisons.compare_scores([read_scores(path) for path in files])
     assert found["set"].tolist() == ["", "x", "y"] * 2
     assert found["images"].tolist() == [120, 60, 60] * 2
     assert found["only_a"].tolist() == [2, 2, 0] * 2 and not found["only_b"].any()
     right = [of.loc[of["seed"] == 0, "correct"].iloc[:60] for of in (table(0), table(1))]
     row = found.iloc[1]
     assert (row["a_mean"], row["b_mean"]) == tuple(pytest.approx(100 * of.mean()) for of in right)
-    assert row["test"] == paired.MCNEMAR and found["test"].iloc[0] == paired.T_TEST
-    assert row["p"] == paired.mcnemar(*(of.to_numpy() == 1 for of in right))
+    assert row["p"] == pytest.approx(stats.ttest_rel(*right).pvalue)
     for rows in (found["set"] == "", found["set"] != ""):
         p = found.loc[rows, "p"].to_numpy()
         assert found.loc[rows, "p_corrected"].min() == pytest.approx(min(1, p.min() * len(p)))
@@ -163,7 +221,7 @@ def test_tables_that_cannot_be_paired_are_refused(tmp_path):
     ):
         tables = [read_scores(written(tmp_path, str(k), of)) for k, of in enumerate(pair)]
         with pytest.raises(ValueError, match=message):
-            paired.compare_scores(tables)
+            table_comparisons.compare_scores(tables)
 
 
 def classes(seed: int, *, shift: int = 0) -> pandas.DataFrame:
@@ -196,9 +254,9 @@ def test_tables_that_number_classes_differently_are_refused(tmp_path, kind):
         tables = [read_scores(path) for path in paths]
         if message:
             with pytest.raises(ValueError, match=f"number classes differently: {message}"):
-                paired.compare_scores(tables)
+                table_comparisons.compare_scores(tables)
         else:
-            notes = paired.compare_scores(tables)["notes"].iloc[0]
+            notes = table_comparisons.compare_scores(tables)["notes"].iloc[0]
             assert "No table has a column source" in notes and "labels" not in notes
 
 
@@ -207,6 +265,8 @@ def test_what_tables_leave_unknown_is_noted(tmp_path):
     correct = (a["label"] == a["prediction"]).astype(int)
     without = a[["image"]].assign(correct=correct)
     files = [written(tmp_path, name, of) for name, of in (("a", a), ("b", without))]
-    (row,) = paired.compare_scores([read_scores(path) for path in files]).to_dict("records")
+    (row,) = table_comparisons.compare_scores([read_scores(path) for path in files]).to_dict(
+        "records"
+    )
     assert row["notes"].startswith(f"Without labels of {files[1]}, equal true classes are not")
     assert row["sources"] == pytest.approx(6) and row["difference"] == 0
