@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.evaluation import accuracies, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
-from engine.measures import metrics
+from engine.measures.rows import robustness_improvement
 from engine.report import console
 from engine.report.text import rounded
 from engine.run import Run
@@ -40,7 +40,7 @@ def show(run: Run, cell: Cell) -> None:
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
     if others and {*recipe.trained_sets} <= {*sets}:
         before, after = ({n: pair[k].accuracy for n, pair in compared.items()} for k in (0, 1))
-        ri = metrics.robustness_improvement(downstream, after, before, sets)
+        ri = robustness_improvement(downstream, after, before, sets)
         print(f"RI {ri:+.2f} points, the mean change over the datasets without *")
     print("±: half of the 95% interval over source images")
     print(f"cell  {cell.artifact.folder}")

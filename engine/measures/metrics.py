@@ -22,7 +22,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from types import MappingProxyType
 
 import numpy as np
@@ -42,7 +41,6 @@ from engine.measures.rows import (
     Evaluation,
     ModelOnSet,
     of_role,
-    trained_sets,
 )
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
@@ -426,13 +424,4 @@ def grid_of(
         answers={
             name: Answers(each.scores, cell[[*each.places]]) for name, each in answers.items()
         },
-    )
-
-
-def robustness_improvement(
-    downstream: str, after: Mapping[str, float], before: Mapping[str, float], sets: Sequence[str]
-) -> float:
-    """RI of one fine-tuned model: its mean change in accuracy on the other datasets, in points."""
-    return fmean(
-        after[name] - before[name] for name in sets if name not in trained_sets(downstream)
     )

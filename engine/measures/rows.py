@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 Scalar = bool | int | float | str  # a value of a varied key
@@ -23,6 +24,15 @@ DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe se
 def trained_sets(downstream: str) -> list[str]:
     """The datasets that a column trains on: one, or those of a union `A+B`."""
     return downstream.split(UNION)
+
+
+def robustness_improvement(
+    downstream: str, after: Mapping[str, float], before: Mapping[str, float], sets: Sequence[str]
+) -> float:
+    """RI of one fine-tuned model: its mean change in accuracy on the other datasets, in points."""
+    return fmean(
+        after[name] - before[name] for name in sets if name not in trained_sets(downstream)
+    )
 
 
 class Setting(dict[str, Scalar]):

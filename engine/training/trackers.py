@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.machine import ranks
+from engine.measures.rows import robustness_improvement
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
 from engine.recipe.schema import Affects, MethodRecipe, Recipe
@@ -162,13 +163,11 @@ def log_accuracies(recipe: Recipe, rows: Mapping[str, Sequence[Any]]) -> None:
 
     rows: by dataset, the objects with the `accuracy` before and after training.
     """
-    from engine.measures import metrics  # late: it imports pandas
-
     before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}
     if not {*recipe.dataset.sets} <= {*recipe.trained_sets}:
         sets = recipe.dataset.sets
-        values["RI"] = metrics.robustness_improvement(recipe.downstream, after, before, sets)
+        values["RI"] = robustness_improvement(recipe.downstream, after, before, sets)
     with Trackers(recipe) as trackers:
         trackers.log(values)

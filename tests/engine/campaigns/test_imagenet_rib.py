@@ -18,8 +18,8 @@ from engine.data.kinds.imagenet import SIZES
 from engine.data.sets import LabelledSet
 from engine.evaluation import passes
 from engine.machine.files import cache_folder
-from engine.measures import metrics
 from engine.measures.predictions import SetPredictions
+from engine.measures.rows import robustness_improvement
 from engine.recipe.methods import METHODS
 from engine.recipe.overrides import parsed
 from engine.store import tensors
@@ -87,7 +87,7 @@ def test_a_cell_on_grouped_classes_to_its_ri(rib, capsys):
     assert accuracy["imagenet_c"][0] == str(SUBSAMPLE)
     (ri,) = [float(words[1]) for words in lines if words[:1] == ["RI"]]
     before, after = ({name: float(accuracy[name][k]) for name in SETS} for k in (1, 2))
-    expected = metrics.robustness_improvement("objectnet", after, before, SETS)
+    expected = robustness_improvement("objectnet", after, before, SETS)
     assert ri == pytest.approx(expected, abs=0.1)
 
 
