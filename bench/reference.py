@@ -171,15 +171,15 @@ def _spelling(action: argparse.Action) -> str:
 def _methods() -> Iterator[str]:
     """A table of the recipes, then the docstrings of the modules."""
     yield "Passes are forward passes per training image; a backward pass counts as two.\n"
-    yield "An empty last column: no difference is known.\n"
-    yield "| recipe | what it does | starts from | passes | differs from the authors' code |"
+    yield "| recipe | what it does | starts from | passes | differs from the authors' code: |"
     yield "|---|---|---|---|---|"
     for name in recipe_names("methods"):
         words = parsed([f"method={name}", "dataset.holdout=0.25"])  # for greedy soups
         options = load_recipe("imagenet_rib_clip/fine_tune", words).method
         said = recipes.about(catalogue.path_of("methods", name))
         needs, passes = ", ".join(options.needs), f"{options.passes:g}"
-        yield _row(f"`{name}`", said, needs, passes, difference(_docstring(options.module)))
+        differs = difference(_docstring(options.module)) or "in nothing known"
+        yield _row(f"`{name}`", said, needs, passes, differs)
     yield ""
     for name, options in METHODS.names().items():
         yield f"## `{name}`\n\n{_docstring(name)}\n"

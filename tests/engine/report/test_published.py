@@ -12,6 +12,7 @@ import numpy as np
 import pandas
 import pytest
 
+from engine.campaigns.make_plan import make_plan
 from engine.errors import RecipeError
 from engine.measures.rows import PRE
 from engine.measures.tables import rows
@@ -163,6 +164,26 @@ def test_published_methods_stand_beside_those_fine_tuned_on_the_training_set():
     assert made.published_mri(row) == pytest.approx(sum(change) / len(change))
     assert read_published().source.startswith("ImageNet-RIB slides")
     assert read_published(benchmark="emoji").models == {}, "not those of another benchmark"
+
+
+def test_the_clip_campaigns_are_planned_with_every_published_column():
+    published = read_published(benchmark="imagenet_1k")
+    (entry,) = published.models.values()
+    plan = make_plan("imagenet_rib_taori", ())
+    dataset, model = plan.recipe.dataset, plan.recipe.model
+    assert (dataset.name, model.name, model.crop) == ("imagenet_1k", entry.recipe, 1.0)
+    assert {*published.sets} == {*dataset.evaluated_sets}
+    (column,) = plan.columns
+    keys = {cell.recipe.method.name for cell in plan.cells(column)}
+    assert (column.downstream, {*entry.fine_tuned[column.downstream]} - keys) == (
+        "imagenet_train",
+        set(),
+    )
+    shots = make_plan("imagenet_rib_clip_shots", ())
+    assert [column.settings["dataset.shots"] for column in shots.columns] == [1, 2, 4, 8, 16]
+    of_flyp = [cell.recipe for cell in shots.cells(shots.columns[0])][-1]
+    assert (of_flyp.method.name, of_flyp.dataset.shots, of_flyp.train.batch_size) == ("flyp", 1, 64)
+    assert (of_flyp.optimizer.lr, of_flyp.model.crop) == (1e-5, 1.0)
 
 
 def ranked(made: Results) -> pandas.DataFrame:
