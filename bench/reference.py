@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from engine.commands import arguments, recipes
-from engine.recipe import campaigns, catalogue, schema
+from engine.recipe import campaigns, catalogue, extras, schema
 from engine.recipe.campaigns import recipe_names
 from engine.recipe.kinds import KINDS
 from engine.recipe.methods import METHODS
@@ -97,6 +97,9 @@ def _recipe() -> Iterator[str]:
         yield from _section(schema, name, f"`{prefix.rstrip('.') or 'top level'}`")
     for kind in KINDS.names():
         yield from _section(KINDS.find(kind), "Recipe", f"`dataset`, of `kind: {kind}`")
+    for name, extra in extras.modules().items():
+        if hasattr(extra, "Options"):
+            yield from _section(extra, "Options", f"`extras.{name}`")
 
 
 def _section(module: ModuleType, name: str, title: str) -> Iterator[str]:

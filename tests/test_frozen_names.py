@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from engine.commands.arguments import COMMANDS, build_parser
-from engine.recipe import kinds
+from engine.recipe import extras, kinds
 from engine.recipe.campaigns import OF_GRID
 from engine.recipe.kinds import KINDS
 from engine.recipe.methods import METHODS
@@ -15,8 +15,8 @@ LIST = Path(__file__).with_name("frozen_names.txt")
 
 
 def names() -> list[str]:
-    """Keys of recipes and of campaigns, options of methods and of kinds of datasets, and commands'
-    arguments."""
+    """Keys of recipes and of campaigns, options of methods, of kinds of datasets and of
+    extras, and commands' arguments."""
     method = {field.name for field in dataclasses.fields(MethodRecipe)}
     listed = {f"key {key}" for key in (*flat(dataclasses.asdict(Recipe())), *OF_GRID)}
     for name in METHODS.names():
@@ -26,6 +26,8 @@ def names() -> list[str]:
         listed |= {
             f"{name} dataset.{option}" for option in kinds.options_of(KINDS.find(name).Recipe())
         }
+    for name in extras.names():
+        listed |= {f"{name} extras.{name}.{option}" for option in extras.complete({name: {}})[name]}
     _, commands = build_parser([*COMMANDS])
     for name, command in commands.items():
         for action in command._actions[1:]:  # argparse has no public way; the first is --help

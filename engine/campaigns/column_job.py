@@ -9,7 +9,8 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +19,7 @@ from engine.campaigns.parts import Models, write_part
 from engine.campaigns.plan import Column, Plan
 from engine.cells.build import SNAPSHOTS, Builder, Followed
 from engine.errors import DivergedError
-from engine.evaluation import cka, passes
+from engine.evaluation import passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.measures import predictions
@@ -35,14 +36,38 @@ from engine.measures.rows import (
     Role,
     Setting,
 )
-from engine.recipe.finder import users_files_allowed
+from engine.recipe import extras
+from engine.recipe.finder import allow_users_files, users_files_allowed
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store, hash_once
-from engine.store.cells import HISTORY, Cell, Ensemble, Entry, canonical_mix
+from engine.store.cells import HISTORY, Cell, Ensemble, Entry, Mix, canonical_mix
 from engine.training import trackers
 
 log = logging.getLogger(__name__)
+
+
+class RowModels(NamedTuple):
+    """The models of a row of the table with one seed: those of a cell, or none if its training
+    diverged. method: the row's name."""
+
+    method: str
+    run: Builder
+    cell: Cell | None = None
+    entries: Sequence[Entry] = ()
+
+    def evaluation(
+        self, column: Column, entry: Entry, name: str, split: str, role: Role
+    ) -> Evaluation:
+        """One of the models on a dataset, evaluated before."""
+        recipe, setting = self.run.recipe, Setting({**column.setting, **entry.setting})
+        assert self.cell is not None, "it has models"
+        variant = recipe.method.variant
+        arm = Arm(recipe.model.name, self.method, variant, entry.alpha, setting)
+        path = passes.predicted(self.run, entry.mix, name, split)
+        on_set = ModelOnSet(*arm, recipe.downstream, name)
+        trains = self.cell.artifact.has(HISTORY)
+        return Evaluation(*on_set.key, path, recipe.seed, entry.headline, trains, role)
 
 
 def builders(plan: Plan, device: torch.device, column: Column) -> list[Builder]:
@@ -93,12 +118,16 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
             trained.add(row)
         job_states.advance(plan.place, name, done, len(rows) + 1)
     # Collective calls: all ranks look cells and entries up.
-    models = {row: (row.build(), row.entries()) for row in rows if row in trained}
-    entries = [entry for _, of_row in models.values() for entry in of_row]
+    models = [
+        RowModels(method, row, row.build(), row.entries())
+        if row in trained
+        else RowModels(method, row)
+        for method, row in zip(plan.methods * plan.seeds, rows, strict=True)
+    ]
+    entries = [entry for of_row in models for entry in of_row.entries]
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
-    during = [entry.mix for entry in entries if STEP in entry.setting]
-    compared = [*with_features, *(mix for mix in during if not isinstance(mix, Ensemble))]
+    of_extras: dict[str, list[dict[str, Any]]] = {}
     run, held = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one
@@ -107,13 +136,18 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
         passes.evaluate(run, [entry.mix for entry in entries], [place], split, held)
         if is_judged_seen(run, place, [column.downstream]) and not column.is_replicate:
             passes.evaluate(run, headlines, [place], "train", held)
-        if run.recipe.evaluate.cka and not column.is_replicate:
-            cka.evaluate(run, compared, place)
+        if not column.is_replicate:
+            with_weights = list(_with_weights(column, models, place))
+            with allow_users_files():  # those of methods have processes of their own
+                for extra, of_set in extras.ask(run.recipe, "on_set", run, place, with_weights):
+                    of_extras.setdefault(extra, []).extend(of_set)
         run.sets.release(place)
     for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
         passes.evaluate(run, with_features, [place], "holdout", held)
         run.sets.release(place)
-    for row, (_, of_row) in models.items():
+    for _, row, cell, of_row in models:
+        if cell is None:
+            continue
         if row.recipe.trackers and ranks.rank() == 0:
             from engine.evaluation import accuracies  # late, as only trackers show them
 
@@ -121,7 +155,7 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
             trackers.log_accuracies(row.recipe, accuracies.compared(row, headline.mix))
         row.remove_snapshots()
     if ranks.rank() == 0:
-        write_part(plan.place, name, part_of_column(plan, column, rows, models))
+        write_part(plan.place, name, part_of_column(plan, column, models, of_extras))
     job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
 
@@ -175,53 +209,51 @@ def _judged_on(run: Run, column: Column, entry: Entry) -> Iterator[tuple[str, st
             yield name, "holdout", PROBE
 
 
+def _with_weights(
+    column: Column, models: Sequence[RowModels], name: str
+) -> Iterator[tuple[Evaluation, Mix]]:
+    """The headline models and snapshots with weights of their own, evaluated on a dataset."""
+    for of_row in models:
+        for entry in of_row.entries:
+            is_model = entry.headline or STEP in entry.setting
+            if is_model and not isinstance(entry.mix, Ensemble):
+                split = of_row.run.recipe.split_of(name)
+                yield of_row.evaluation(column, entry, name, split, TEST), entry.mix
+
+
 def part_of_column(
     plan: Plan,
     column: Column,
-    rows: Sequence[Builder],
-    models: Mapping[Builder, tuple[Cell, Sequence[Entry]]],
+    models: Sequence[RowModels],
+    of_extras: Mapping[str, list[dict[str, Any]]],
 ) -> Models:
-    """The part of a column. models: each row's cell, and its models, which are evaluated; none for
-    a row whose training diverged."""
-    run = rows[0]
-    names = run.recipe.dataset.evaluated_sets
-    evaluations, blocks = [], []
+    """The part of a column, whose models are evaluated. of_extras: as `Record.extras`."""
+    run = models[0].run
+    evaluations, diverged = [], []
     folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
-    diverged = []
-    for method, row in zip(itertools.cycle(plan.methods), rows):  # for each seed
-        recipe = row.recipe
-        if row not in models or (column.setting.is_tried and _is_nan(run, models[row][1])):
-            diverged.append(Diverged(recipe.model.name, method, column.downstream, column.setting))
+    for of_row in models:
+        method, row, cell, entries = of_row
+        if cell is None or (column.setting.is_tried and _is_nan(run, entries)):
+            model = row.recipe.model.name
+            diverged.append(Diverged(model, method, column.downstream, column.setting))
             continue
-        cell, entries = models[row]
         parents = {name for entry in entries for name in canonical_mix(entry.mix)}
         for each in (cell, *(cells.find(run.store, name) for name in parents)):
             if each and each.artifact.kind != SNAPSHOTS:
                 folders[method].add(each.artifact.folder)
-        for entry in entries:
-            mix, setting = entry.mix, Setting({**column.setting, **entry.setting})
-            arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
-            of_row = recipe.seed, entry.headline, cell.artifact.has(HISTORY)
-            is_shown = entry.headline and not column.is_replicate
-            for name, split, role in _judged_on(row, column, entry):
-                on_set = ModelOnSet(*arm, recipe.downstream, name)
-                path = passes.predicted(run, mix, name, split)
-                evaluations.append(Evaluation(*on_set.key, path, *of_row, role))
-            is_compared = recipe.evaluate.cka and (is_shown or STEP in entry.setting)
-            if isinstance(mix, Ensemble) or not is_compared:
-                continue
-            for name in names:
-                on_set = ModelOnSet(*arm, recipe.downstream, name)
-                values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
-                blocks.append({**dataclasses.asdict(on_set), **values})
-    return models_part(run, evaluations, folders, blocks, diverged)
+        evaluations += [
+            of_row.evaluation(column, entry, *judged)
+            for entry in entries
+            for judged in _judged_on(row, column, entry)
+        ]
+    return models_part(run, evaluations, folders, of_extras, diverged)
 
 
 def models_part(
     run: Run,
     evaluations: Sequence[Evaluation],
     folders: Mapping[str, Iterable[Path]],
-    blocks: Sequence[dict[str, Any]] = (),
+    of_extras: Mapping[str, list[dict[str, Any]]] = MappingProxyType({}),
     diverged: Sequence[Diverged] = (),
 ) -> Models:
     """A part with paths relative to the store. folders: by method, `Models.cells`."""
@@ -236,6 +268,6 @@ def models_part(
             method: sorted(folder.relative_to(root).as_posix() for folder in of_method)
             for method, of_method in folders.items()
         },
-        cka=list(blocks),
+        extras=dict(of_extras),
         diverged=list(diverged),
     )

@@ -13,7 +13,7 @@ from engine.campaigns.plan_folder import PLANS, PlanFolder
 from engine.cells.cell_plan import CellPlan
 from engine.cells.plan_cell import plan_cell
 from engine.errors import RecipeError
-from engine.recipe import catalogue
+from engine.recipe import catalogue, extras
 from engine.recipe.campaigns import OF_GRID, SELECTION, VARY, methods_of, model_of
 from engine.recipe.effects import effect_of, values_of
 from engine.recipe.finder import is_users
@@ -58,7 +58,8 @@ def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
     everything = [cell.recipe for row in rows.values() for cell in row.all()]
-    programs = users_files(shared.dataset) | {cell.method.module for cell in everything}
+    programs = users_files(shared.dataset) | extras.users_files(shared)
+    programs |= {cell.method.module for cell in everything}
     if (words := shared.dataset.words) and any(cell.reads_words for cell in everything):
         programs |= {words}
     files = {program: content_digest(program) for program in sorted(programs)}
@@ -164,6 +165,10 @@ def _settings(cell: CellPlan, digests: Mapping[str, str]) -> dict[str, Any]:
     values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
     del values["downstream"]
     values |= {"trials": cell.trials} if cell.trials else {}
+    values["extras"] = {
+        name: _by_content(section, digests, extras.FILE)
+        for name, section in values["extras"].items()
+    }
     own = {name: _by_content(of_set, digests) for name, of_set in values["dataset"]["own"].items()}
     dataset: dict[str, Any] = {**_by_content(values["dataset"], digests), "own": own}
     values["dataset"] = dataset
@@ -180,10 +185,13 @@ def _settings(cell: CellPlan, digests: Mapping[str, str]) -> dict[str, Any]:
     return values | {"needs": {name: _settings(need, digests) for name, need in cell.needs.items()}}
 
 
-def _by_content(dataset: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    if not is_users(kind := str(dataset.get("kind", ""))):
-        return {**dataset}
-    return {**dataset, "kind": [Path(kind).name, digests.get(kind)]}
+def _by_content(
+    section: Mapping[str, Any], digests: Mapping[str, str], key: str = "kind"
+) -> dict[str, Any]:
+    """A section with the name and SHA-256 of a user's file in place of its path."""
+    if not is_users(file := str(section.get(key, ""))):
+        return {**section}
+    return {**section, key: [Path(file).name, digests.get(file)]}
 
 
 def _title(

@@ -85,7 +85,6 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
             f"every training of {plan.name} diverged, such as {first.method} with {first.setting} "
             f"on {first.downstream}: lower optimizer.lr, or set train.clip=1"
         )
-    trained = [part for column, part in parts.items() if not column.is_replicate]
     downstreams = list(dict.fromkeys(c.downstream for c in columns if not c.is_replicate))
     before = [row for row in shared.before.evaluations if row.downstream in ("", *downstreams)]
     evaluations = [*before, *(row for part in parts.values() for row in part.evaluations)]
@@ -124,7 +123,10 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         distances=distances.matrix,
         evaluations=evaluations,
         files={row.path.as_posix(): sums[row.path.as_posix()] for row in evaluations},
-        cka=[row for part in trained for row in part.cka] if plan.recipe.evaluate.cka else None,
+        extras={
+            name: [row for part in parts.values() for row in part.extras.get(name, ())]
+            for name in plan.recipe.extras
+        },
         sweep=list(settings) if plan.is_sweep else None,
         classes=shared.classes,
         attempts=[a for a in job_states.attempts(job_states.read_jobs(plan)) if a.stage != REPORT],

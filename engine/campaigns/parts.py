@@ -30,14 +30,14 @@ class Models:
         files: SHA-256 of each file of predictions, by path.
         cells: by method, the folders of its cells and of the cells that they average, without
             snapshots, whose weights are removed after evaluation.
-        cka: as `Record.cka`.
+        extras: rows of each extra, as in the record.
         diverged: as in the record.
     """
 
     evaluations: list[Evaluation]
     files: dict[InnerPath, str]
     cells: dict[str, list[InnerPath]]
-    cka: list[dict[str, Any]] = field(default_factory=list)
+    extras: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     diverged: list[Diverged] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,7 +100,12 @@ def select_rows(part: Models, names: Mapping[str, str]) -> Models:
         evaluations=evaluations,
         files={name: sha256 for name, sha256 in part.files.items() if name in paths},
         cells={name: part.cells[theirs] for theirs, name in names.items()},
-        cka=[row | {"method": names[row["method"]]} for row in part.cka if row["method"] in names],
+        extras={
+            extra: [
+                {**row, "method": names[row["method"]]} for row in rows if row["method"] in names
+            ]
+            for extra, rows in part.extras.items()
+        },
         diverged=selected(part.diverged),
     )
 

@@ -16,11 +16,12 @@ from engine.campaigns.plan import PREPARE, Plan
 from engine.cells.build import Builder
 from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
-from engine.evaluation import cka, features, passes
+from engine.evaluation import features, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.machine.programs import NoAnswer, answer
 from engine.measures.rows import PRE, PROBE, SEEN, TEST, Arm, Evaluation, Role
+from engine.recipe import extras
 from engine.recipe.schema import DatasetRecipe
 from engine.run import Run
 from engine.store import cells
@@ -48,8 +49,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
         begin(step, name)
         if name in plan.downstreams:
             run.sets[name].training(run.recipe)  # raises its errors before columns start
-        if run.recipe.evaluate.cka:
-            cka.check(run, name)
+        for _ in extras.ask(run.recipe, "prepare", run, name):
+            pass
         features.stored(run, run.base, run.sets[name])
         seen = ["train"] if is_judged_seen(run, name, plan.needed) else []
         for each in bases.values():

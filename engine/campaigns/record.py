@@ -80,8 +80,7 @@ class Record:
         distances: distances between datasets, which `matrix` reads, or None.
         evaluations: every model on every dataset, in all roles.
         files: SHA-256 of each file of predictions, by path.
-        cka: CKA by block, one row per headline model or snapshot and dataset; None without
-            `evaluate.cka`.
+        extras: the rows that each extra adds (`engine.extras.base.OnSet`).
         sweep: settings of a sweep, in order; None for other campaigns.
         classes: readable names of the head's classes, in order.
         thumbnails: WebP images in base64, by dataset and index in its pack, if
@@ -112,7 +111,7 @@ class Record:
     distances: dict[str, Any] | None
     evaluations: list[Evaluation]
     files: dict[InnerPath, str]
-    cka: list[dict[str, Any]] | None = None
+    extras: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sweep: list[Setting] | None = None
     classes: list[str] = field(default_factory=list)
     thumbnails: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Builder: finds or makes a cell and the artefacts that it needs, each of them once.
 
 Snapshots are models during training, whose weights are removed after evaluation: a snapshot is
-finished once all its predictions, and CKA if asked for, are in the store.
+finished once all its predictions, and what extras make from it, are in the store.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from engine.cells.cell_plan import CellPlan
 from engine.data.sets import LabelledSet, Sets
-from engine.evaluation import cka, features, passes
+from engine.evaluation import features, passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures.rows import STEP, Setting
@@ -29,7 +29,7 @@ from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside
 from engine.models import checkpoints, zero_shot
 from engine.models.execution import Form, resolve_compile
-from engine.recipe import methods, preprocessing
+from engine.recipe import extras, methods, preprocessing
 from engine.recipe.effects import training_values
 from engine.recipe.finder import is_users, users_files_allowed
 from engine.recipe.schema import Recipe
@@ -277,16 +277,20 @@ class Builder(Context):
         }
 
     def _missing(self, artifact: Artifact | None) -> dict[int, Asked]:
-        """The snapshots of the recipe's cell that need training again: a prediction or CKA is
-        missing, and so are the weights."""
+        """The snapshots of the recipe's cell that need training again: a prediction, or
+        what an extra makes from the weights, is missing, and so are the weights."""
         names, missing = self.recipe.dataset.evaluated_sets, {}
         for step, asked in self._snapshots(artifact and Cell(artifact)).items():
             if self.find(*asked) is not None:
                 continue
             mix = {self.store.place(*asked).name: 1.0}
             found = [passes.find(self, mix, name, self.recipe.split_of(name)) for name in names]
-            found += [cka.find(self, mix, name) for name in names if self.recipe.evaluate.cka]
-            if None in found:
+            stored = [
+                answer
+                for name in names
+                for _, answer in extras.ask(self.recipe, "is_stored", self, name, mix)
+            ]
+            if None in found or not all(stored):
                 missing[step] = asked
         return missing
 

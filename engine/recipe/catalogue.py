@@ -165,8 +165,8 @@ def cited_for(entry: str) -> set[str]:
 
 
 def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """A layer with the absolute paths of its method's module and its datasets' kinds, if these are
-    files.
+    """A layer with the absolute paths of its method's module, its datasets' kinds and its extras'
+    modules, if these are files.
 
     folder: of the layer's file, or the working directory.
     """
@@ -178,6 +178,9 @@ def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str
         if isinstance(own := dataset.get("own"), Mapping):
             absolute = {name: _with_absolute(each, "kind", folder) for name, each in own.items()}
             values["dataset"] = {**dataset, "own": absolute}
+    if isinstance(extras := values.get("extras"), Mapping):
+        absolute = {name: _with_absolute(each, "module", folder) for name, each in extras.items()}
+        values["extras"] = absolute
     return values
 
 

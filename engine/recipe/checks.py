@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.rows import UNION
-from engine.recipe import kinds
+from engine.recipe import extras, kinds
 from engine.recipe.finder import check_file, is_users
 from engine.recipe.kinds import LISTS
-from engine.recipe.schema import FEWEST_FOR_CKA, DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
+from engine.recipe.schema import DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
 from engine.recipe.words import read_words
 from loaders.files.names import is_name, one_line
 
@@ -20,7 +21,8 @@ _NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """Returns the recipe. Raises RecipeError, naming a key that conflicts with the others."""
+    """Returns the recipe with the options of its extras. Raises RecipeError, naming a key that
+    conflicts with the others."""
     from loaders.decoding import colour  # imported here because it loads Pillow
 
     try:
@@ -33,11 +35,11 @@ def checked(recipe: Recipe) -> Recipe:
     for name in recipe.trackers:
         if name not in TRACKERS and ":" not in name:
             raise RecipeError(f"trackers: unknown tracker {name!r}{nearest(name, TRACKERS)}")
-    if 0 < recipe.evaluate.cka < FEWEST_FOR_CKA:
-        raise RecipeError(
-            f"evaluate.cka={recipe.evaluate.cka}: CKA needs at least {FEWEST_FOR_CKA} images; 0 "
-            "disables it"
-        )
+    recipe = dataclasses.replace(recipe, extras=extras.complete(recipe.extras))
+    for file in extras.users_files(recipe):
+        check_file("extras", file)
+    for _ in extras.ask(recipe, "check", recipe):
+        pass
     if recipe.evaluate.calibration and not recipe.dataset.holdout:
         raise RecipeError(
             "evaluate.calibration fits a temperature on the downstream dataset's held-out images: "

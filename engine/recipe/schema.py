@@ -20,7 +20,6 @@ from loaders.files.names import Name
 MISSING: Any = "???"  # marks a key without a default
 WARMUP_STEPS = 196  # the benchmark's
 VARIANT = "method.variant"  # the option that every method has
-FEWEST_FOR_CKA = 4  # images; its estimator divides by n (n - 3)
 RIDGE = 1e-3  # L2 penalty of heads on probe sets, times the features' mean variance
 
 Count = Annotated[int, Meta(ge=0)]
@@ -382,7 +381,6 @@ class EvaluateRecipe:
     seen: bool = True
     # store confidences at other temperatures, for calibration after temperature scaling
     calibration: bool = False
-    cka: Count = 0  # in campaigns: images per dataset for CKA before and after fine-tuning; 0: none
 
 
 @dataclass(frozen=True)
@@ -398,6 +396,9 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe)
     # images and precision of the evaluation
     evaluate: EvaluateRecipe = marked(CAMPAIGN, EvaluateRecipe)
+    # in campaigns, features beside the table by name, such as cka: the options of the extra, and
+    # `module`, the file of an extra of yours
+    extras: dict[str, dict[str, Any]] = marked(CAMPAIGN, dict)
     # a dataset, or a union `A+B` of several; its column says which
     downstream: Name = marked(CAMPAIGN, MISSING)
     seed: Seed = 0  # of training: order of images, new weights, dropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from engine.measures.metrics import KEY, measures
 from engine.measures.rows import REPLICATE, of_role
 from engine.measures.tables import with_ends, write_csv
 from engine.otdd import distance_matrix
+from engine.recipe import extras
+from engine.recipe.finder import allow_users_files
 from engine.report import exports, headline, page, results_file, sections, terminal, tuning
 from engine.report.results import Results, of_campaign
 from engine.report.sections import about
@@ -92,6 +95,8 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
         files["groups.csv"] = grid.named(results.groups)
     if len(grid.seeds) > 1 or grid.again is not None:
         files["seeds.csv"] = _by_seed(results)
+    for of_extra in results.hooks("tables"):
+        files |= of_extra(results)
     return files
 
 
@@ -121,6 +126,8 @@ def _comparisons(results: Results) -> pandas.DataFrame:
 def finish(plan: Plan) -> Path:
     """Write a campaign's record and report, its last job. Returns the page's path."""
     run = record.write(plan.place, make_record.record_of(plan))
-    path = write(run, of_campaign(run))
+    with allow_users_files():
+        modules = extras.modules(plan.recipe)  # first, because they may define metrics
+    path = write(run, replace(of_campaign(run), extras=modules))
     job_states.advance(plan.place, REPORT, 1, 1)
     return path

@@ -61,7 +61,8 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     # The rows of a campaign without replicates would appear not to vary over seeds.
     all_have_replicates = all(any(of.downstream in shared for of in rows) for rows in replicates)
     kept: dict[tuple[Any, ...], Evaluation] = {}
-    cka, attempts, missing, diverged, rows = [], [], [], [], []
+    attempts, missing, diverged, rows = [], [], [], []
+    of_extras: dict[str, list[dict[str, Any]]] = {}
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
     samples_seen: dict[str, int] = {}
@@ -73,7 +74,9 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
                 kept.setdefault((*row.key, row.seed, row.role), row)
         diverged += [row for row in _renamed(record.diverged, models) if row.downstream in shared]
         samples_seen |= {models.get(name, name): n for name, n in record.samples_seen.items()}
-        cka += [row | {"model": models.get(row["model"], row["model"])} for row in record.cka or ()]
+        for name, of_extra in record.extras.items():
+            renamed = (row | {"model": models.get(row["model"], row["model"])} for row in of_extra)
+            of_extras.setdefault(name, []).extend(renamed)
         attempts += [replace(attempt, campaign=label) for attempt in record.attempts]
         missing += [replace(column, campaign=label) for column in record.missing]
         missing += [
@@ -98,7 +101,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         credits=_once(row for record in records for row in record.credits),
         holdout=all(record.holdout for record in records),
         distances=None,
-        cka=_once(cka),
+        extras={name: _once(of_extra) for name, of_extra in of_extras.items()},
         attempts=attempts,
         thumbnails=thumbnails,
         missing=missing,

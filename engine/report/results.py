@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from engine.measures.rows import (
     trained_sets,
 )
 from engine.measures.tables import groups, ordered, with_ends
+from engine.recipe import extras
 from engine.recipe.catalogue import TIMM_MODELS
 from engine.report.published import Published, read_published
 from engine.report.text import counted, listed, set_head
@@ -63,7 +65,7 @@ class Results:
     (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
     numbers to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
     `metrics.on_probe_sets`, if there are any. halves: `groups.accuracy_by_half`, if held-out images
-    choose among settings.
+    choose among settings. extras: those whose tables and sections the report has, by name.
     """
 
     record: Record
@@ -79,6 +81,17 @@ class Results:
     halves: pandas.DataFrame = field(
         default_factory=lambda: pandas.DataFrame(columns=["arm", "downstream", *HALVES])
     )
+    extras: Mapping[str, ModuleType] = field(default_factory=extras.modules)
+
+    def hooks(self, name: str) -> list[Callable[[Results], Any]]:
+        """The functions of this name (`engine.extras.base`) of the extras in use: one that adds
+        rows to the record is in use if the record has them."""
+        in_use = (
+            extra
+            for key, extra in self.extras.items()
+            if key in self.record.extras or not hasattr(extra, "on_set")
+        )
+        return [getattr(extra, name) for extra in in_use if hasattr(extra, name)]
 
     @property
     def models(self) -> list[str]:

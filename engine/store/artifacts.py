@@ -33,9 +33,10 @@ from loaders.files.typed_json import DamagedFile
 log = logging.getLogger(__name__)
 FORMAT = 3  # increment it when the meaning of stored artefacts changes
 STORE = "store"  # folder name below a folder of runs
+EXTRAS = "extras"  # kind of all artefacts of extras, whose labels begin with the extra's name
 KINDS = {
     *("cells", "weights", "snapshots", "predictions"),
-    *("features", "fisher", "distances", "cka"),
+    *("features", "fisher", "distances", EXTRAS),
 }
 MARKER, UNFINISHED = "done.json", ".unfinished"  # in an artefact's folder
 # The name of an artefact that is being written or deleted.

@@ -20,7 +20,7 @@ from helpers import campaigns, grids
 # Files of every kind are made: checkpoints after each step, slices, snapshots, a Fisher, a prompt.
 METHODS = "  ewc: {}\n  visual_prompt: {}\n"
 WORDS = (
-    *("dataset.sets=[outline,few]", "evaluate.cka=8", "train.checkpoint_minutes=1e-9"),
+    *("dataset.sets=[outline,few]", "extras.cka.images=8", "train.checkpoint_minutes=1e-9"),
     *("train.snapshots=2", "train.keep_snapshots=true", "train.epochs=1", "train.warmup_steps=1"),
 )
 SLICE = 8  # images

@@ -9,7 +9,6 @@ from engine.report.section import Section
 from engine.report.sections import (
     about,
     changes,
-    cka,
     curves,
     distances,
     effective_robustness,
@@ -47,16 +46,16 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     changes.tuned_outside,
     curves.during_training,
     effective_robustness.section,
-    cka.section,
     images.gained_and_lost,
-    *ABOUT,
 ]
 # A sweep has one method, and its configurations must not be ranked on the test datasets.
 OF_SWEEP = [varied.sweep, varied.section, changes.further, images.groups, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:
-    """The non-empty sections of these results, in order."""
-    makers = SECTIONS if results.record.sweep is None else OF_SWEEP
+    """The non-empty sections of these results, in order. Those of extras come before `ABOUT`; a
+    sweep's report has none."""
+    every = [*SECTIONS, *results.hooks("section"), *ABOUT]
+    makers = every if results.record.sweep is None else OF_SWEEP
     made = (section(results) for section in makers)
     return [section for section in made if section is not None]

@@ -39,11 +39,11 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set_and_is_run_again(
     folder, finished, monkeypatch
 ):
     """It finds its cells. With CKA, its record has the blocks of every headline model."""
-    words = ("evaluate.cka=6", "evaluate.batch_size=8")
+    words = ("extras.cka.images=6", "evaluate.batch_size=8")
     report = run_with(folder, "upstream", "downstreams: [upstream]\n", *words)
     assert columns(report, "downstream") == {"", "upstream"}
     campaign = find_campaign(str(folder / "upstream.yaml"), parsed([f"runs={finished}", *words]))
-    blocks = campaign.record.cka or []
+    blocks = campaign.record.extras["cka"]
     assert 'id="cka-heading"' in (report / "index.html").read_text()
     pairs = itertools.product(METHODS, ("upstream", *SETS))
     assert sorted((row["method"], row["evaluated_on"]) for row in blocks) == sorted(pairs)

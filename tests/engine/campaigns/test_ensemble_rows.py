@@ -24,7 +24,7 @@ def words(folder, grid) -> list[str]:
     """The words that name a finished campaign with plain fine-tuning, a probe and an ensemble."""
     text = (folder / "shapes.yaml").read_text()
     (folder / "with.yaml").write_text(text[: text.index("  wise_ft:")] + ENSEMBLE)
-    words = ["downstreams=[outline]", "evaluate.cka=6"]
+    words = ["downstreams=[outline]", "extras.cka.images=6"]
     campaigns.run(folder, *words, name="with")
     return [str(folder / "with.yaml"), f"runs={folder / 'runs'}", *words]
 
@@ -34,7 +34,7 @@ def test_cka_leaves_it_out_and_says_so(words):
     assert {row.method for row in campaign.evaluations} == {
         "pre", "fine_tune", "linear_probe", "ensemble"
     }  # fmt: skip
-    assert {row["method"] for row in campaign.record.cka or ()} == {"fine_tune", "linear_probe"}
+    assert {row["method"] for row in campaign.record.extras["cka"]} == {"fine_tune", "linear_probe"}
     page = (campaign.place.report / "index.html").read_text()
     assert "without features of their own are excluded" in page
 

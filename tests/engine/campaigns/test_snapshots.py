@@ -105,13 +105,13 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
 
 def test_snapshots_have_their_cka_with_the_pretrained_model(followed):
     """Also those whose predictions were there, and whose weights are gone: they train again."""
-    words = ("evaluate.cka=6", "evaluate.batch_size=8")
+    words = ("extras.cka.images=6", "evaluate.batch_size=8")
     followed.run("evaluate.batch_size=8")
     plan = followed.run(*words)
     assert followed.trained == ALL and not followed.folders("snapshots")
     plan = followed.run(*words)
     assert not followed.trained
-    rows = [row for row in record_of(plan).cka or [] if row["evaluated_on"] == "tinted"]
+    rows = [row for row in record_of(plan).extras["cka"] if row["evaluated_on"] == "tinted"]
     blocks = {(row["downstream"], row["setting"].get("step")): row["blocks"] for row in rows}
     assert set(blocks) == {(name, step) for name in ALL for step in (None, *STEPS)}
     for name in ALL:

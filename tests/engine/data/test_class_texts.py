@@ -37,7 +37,7 @@ def campaign(folder: Path, clip_words: list[str], tmp_path: Path) -> Path:
     (tmp_path / "clip.yaml").write_text(CLIP_MODEL.format(tmp_path / "clip.safetensors"))
     (tmp_path / "mine.yaml").write_text(
         f"extends: {folder}/shapes.yaml\nmodel: clip.yaml\n"
-        "methods: {flyp: {}, lipsum_ft: {}}\nevaluate: {cka: 0}\n"
+        "methods: {flyp: {}, lipsum_ft: {}}\n"
     )
     return tmp_path / "mine.yaml"
 

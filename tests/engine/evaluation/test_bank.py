@@ -93,6 +93,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
         banks.add(of_column)
 
     column = Column("outline")
+    plan = SimpleNamespace(place=None, columns=[column], methods=("fine_tune",), seeds=1)
     monkeypatch.setattr(column_job, "builders", lambda *_, **__: [builder])
     monkeypatch.setattr(column_job.passes, "evaluate", evaluate)
     monkeypatch.setattr(column_job.job_states, "advance", lambda *_: None)
@@ -100,7 +101,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     monkeypatch.setattr(column_job, "write_part", lambda *_: None)
     for name, result in (("build", None), ("entries", ()), ("remove_snapshots", None)):
         monkeypatch.setattr(builder, name, lambda result=result: result)
-    column_job.make_column(SimpleNamespace(place=None, columns=[column]), column, grid.device)
+    column_job.make_column(plan, column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}] and len(banks) == 1
     assert not builder.sets._sources
 

@@ -116,7 +116,6 @@ WORDS = {
     "width": 0.5,
     "alphas": "[0.2]",
     "betas": "[0.8,0.9]",
-    "cka": 8,
     "compile": "always",
     "fisher_labels": "data",
     "fisher_scale": "mean",

@@ -1,7 +1,9 @@
-"""A metric and a section of a user's, as docs/extend.md adds them."""
+"""A metric and a section of a user's extra, as docs/extend.md has them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.measures import scores
-from engine.report import finish, sections
+from engine.report import finish
 from helpers import made_results, stores
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "extend.md"
@@ -17,14 +19,15 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "extend.md"
 
 @pytest.fixture
 def extended(monkeypatch):
-    """The document's two programs have run."""
+    """A module of the document's metric and section."""
     monkeypatch.setattr(scores, "METRICS", dict(scores.METRICS))
-    monkeypatch.setattr(sections, "SECTIONS", list(sections.SECTIONS))
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    programs = [block for block in blocks if "@scores.metric" in block or "SECTIONS" in block]
+    programs = [block for block in blocks if "overconfidence" in block]
     assert len(programs) == 2
+    module = ModuleType("overconfidence")
     for program in programs:
-        exec(program, {})
+        exec(program, vars(module))
+    return module
 
 
 def test_a_measure_is_a_function_and_a_section_is_one_too(tmp_path, extended):
@@ -36,7 +39,8 @@ def test_a_measure_is_a_function_and_a_section_is_one_too(tmp_path, extended):
         right = table["top1"].to_numpy() == table["label"].to_numpy()
         expected[row.method, row.downstream, row.evaluated_on] = 100 * np.mean(p - right)
         pq.write_table(stores.table(right, p_top1=p), row.path)
-    path = finish.write_into(tmp_path / "report", made_results.of_evaluations(evaluations))
+    results = replace(made_results.of_evaluations(evaluations), extras={"mine": extended})
+    path = finish.write_into(tmp_path / "report", results)
     read = {
         name: pandas.read_csv(path.parent / name) for name in ("behaviour.csv", "intervals.csv")
     }

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from engine.cells.build import Builder
 from engine.errors import RecipeError
-from engine.evaluation import bank, cka
+from engine.evaluation import bank
+from engine.extras.cka import alignment as cka
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Cell
 from helpers.grids import CONV, VIT, Grid, images, reference
 
 SET = "tinted"  # 35 images
-WORDS = ("evaluate.cka=30", "evaluate.batch_size=8")
+WORDS = ("evaluate.batch_size=8",)
+IMAGES = 30
 
 
 def plain_hsic(x: np.ndarray, y: np.ndarray) -> float:
@@ -52,7 +54,7 @@ def plain(grid: Grid, builder: Builder, cell: Cell, arch: str) -> dict[str, floa
                 lambda _m, _x, out, name=name, outputs=outputs: outputs.__setitem__(name, out)
             )
     pairs = {name: [] for name in cka.blocks_of(builder.recipe.model)}
-    for index in cka.minibatches(builder.recipe, builder.sets[SET]):
+    for index in cka.minibatches(builder.recipe, builder.sets[SET], IMAGES):
         x = images(grid, SET, index, arch)
         for net in nets:
             with torch.no_grad():
@@ -66,8 +68,8 @@ def plain(grid: Grid, builder: Builder, cell: Cell, arch: str) -> dict[str, floa
 def test_cka_of_a_cell_is_its_definition_on_timms_model(grid, arch, blocks):
     builder = grid.builder(f"model.arch={arch}", *WORDS)
     cell = builder.cell("fine_tune")
-    cka.evaluate(builder, [{cell.name: 1.0}], SET)
-    values = cka.stored(builder, {cell.name: 1.0}, SET)
+    cka.evaluate(builder, [{cell.name: 1.0}], SET, IMAGES)
+    values = cka.stored(builder, {cell.name: 1.0}, SET, IMAGES)
     expected = plain(grid, builder, cell, arch)
     assert list(values) == list(expected) and len(values) >= blocks
     assert values == pytest.approx(expected, abs=1e-4)
@@ -80,8 +82,8 @@ def test_models_are_as_far_as_they_moved(grid):
     methods = ("linear_probe", "fine_tune", "visual_prompt")
     base, *names = builder.base.name, *(builder.cell(method).name for method in methods)
     mixes = [{base: 0.5, names[1]: 0.5}, *({name: 1.0} for name in (base, *names))]
-    cka.evaluate(builder, mixes, SET)
-    half, *still, whole, prompt = (cka.stored(builder, mix, SET) for mix in mixes)
+    cka.evaluate(builder, mixes, SET, IMAGES)
+    half, *still, whole, prompt = (cka.stored(builder, mix, SET, IMAGES) for mix in mixes)
     for unmoved in still:
         assert unmoved == pytest.approx(dict.fromkeys(half, 1.0), abs=1e-9)
     assert fmean(half.values()) > fmean(whole.values())
@@ -91,21 +93,20 @@ def test_models_are_as_far_as_they_moved(grid):
 def test_what_is_stored_is_not_made_again_and_other_samples_are(grid, monkeypatch):
     builder = grid.builder(*WORDS)
     mix = {builder.cell("fine_tune").name: 1.0}
-    cka.evaluate(builder, [mix], SET)
+    cka.evaluate(builder, [mix], SET, IMAGES)
     made, load = [], bank.load
     monkeypatch.setattr(bank, "load", lambda *a: made.append(a[-1]) or load(*a))
-    cka.evaluate(builder, [mix, mix, {**mix, builder.base.name: 0.0}], SET)
+    cka.evaluate(builder, [mix, mix, {**mix, builder.base.name: 0.0}], SET, IMAGES)
     assert not made
-    smaller = grid.builder("evaluate.cka=29", "evaluate.batch_size=8")
-    cka.evaluate(smaller, [mix], SET)
+    cka.evaluate(builder, [mix], SET, IMAGES - 1)
     assert made == [[{builder.base.name: 1.0}, mix]]
-    assert cka.stored(smaller, mix, SET) != cka.stored(builder, mix, SET)
+    assert cka.stored(builder, mix, SET, IMAGES - 1) != cka.stored(builder, mix, SET, IMAGES)
 
 
 def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
-    def drawn(*words: str) -> list[np.ndarray]:
+    def drawn(*words: str, images: int = IMAGES) -> list[np.ndarray]:
         builder = grid.builder(*words)
-        return cka.minibatches(builder.recipe, builder.sets[SET])
+        return cka.minibatches(builder.recipe, builder.sets[SET], images)
 
     parts = drawn(*WORDS)
     sample = np.concatenate(parts)
@@ -113,7 +114,7 @@ def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
     assert len(set(sample.tolist())) == 30 and (np.diff(sample) < 0).any()
     assert np.array_equal(np.concatenate(drawn(*WORDS)), sample)
     assert not np.array_equal(np.concatenate(drawn("dataset.seed=1", *WORDS)), sample)
-    sizes = [len(part) for part in drawn("evaluate.cka=1000", "evaluate.batch_size=1")]
+    sizes = [len(part) for part in drawn("evaluate.batch_size=1", images=1000)]
     assert sum(sizes) == 35 and min(sizes) >= 4
 
 
@@ -126,7 +127,7 @@ def test_blocks_of_architectures(monkeypatch):
     depth = sum(map(len, timm.create_model("tf_efficientnet_lite0").blocks))
     assert len(names("tf_efficientnet_lite0")) == depth == 16
     monkeypatch.setattr(cka, "_blocks", lambda *_: ())
-    with pytest.raises(RecipeError, match=r"test_vit is not a chain of blocks.*evaluate\.cka=0"):
+    with pytest.raises(RecipeError, match=r"test_vit is not a chain of blocks.*leave extras"):
         names("test_vit")
 
 

@@ -27,11 +27,13 @@ from engine import models
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.evaluation import bank
+from engine.extras.cka import FEWEST
 from engine.machine import precision, ranks
 from engine.machine.layers import blocks
 from engine.models.execution import Form
-from engine.recipe.schema import FEWEST_FOR_CKA, ModelRecipe, Recipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run
+from engine.store.artifacts import EXTRAS as ARTIFACTS
 from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, canonical_mix
 from loaders.files.durable import short_digest
@@ -39,59 +41,56 @@ from loaders.files.durable import short_digest
 FILE = "cka.json"
 
 
-def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
+def evaluate(run: Run, mixes: Sequence[Mix], name: str, images: int) -> None:
     """Make the missing CKA of every mix on a dataset; images are read once per mix.
+
+    images: the number of images in the sample, or all if there are fewer.
 
     Raises ValueError for a dataset with too few images, RecipeError for a model without blocks.
     """
     for mix in map(canonical_mix, mixes):
-        run.make("cka", *_key(run, mix, name), functools.partial(_compute, run, mix, name))
+        compute = functools.partial(_compute, run, mix, name, images)
+        run.make(ARTIFACTS, *_key(run, mix, name, images), compute)
 
 
-def check(run: Run, name: str) -> None:
-    """Raise the errors of `evaluate` before anything is trained."""
-    blocks_of(run.recipe.model)
-    minibatches(run.recipe, run.sets[name])
-
-
-def find(run: Run, mix: Mix, name: str) -> Artifact | None:
+def find(run: Run, mix: Mix, name: str, images: int) -> Artifact | None:
     """The artefact with a mix's CKA on a dataset, or None if any rank does not find it."""
-    return run.find("cka", *_key(run, canonical_mix(mix), name))
+    return run.find(ARTIFACTS, *_key(run, canonical_mix(mix), name, images))
 
 
-def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
+def stored(run: Run, mix: Mix, name: str, images: int) -> dict[str, float | None]:
     """CKA of a mix by block, from the first to the last; None if features do not vary.
 
     Raises FileNotFoundError if it was not evaluated, ValueError if its file was changed.
     """
-    label, key = _key(run, canonical_mix(mix), name)
-    artifact = run.store.find("cka", label, key)
+    label, key = _key(run, canonical_mix(mix), name, images)
+    artifact = run.store.find(ARTIFACTS, label, key)
     if artifact is None:
-        raise run.store.missing("cka", label, key)
+        raise run.store.missing(ARTIFACTS, label, key)
     return json.loads(artifact.checked(FILE).read_text("utf-8"))
 
 
-def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
+def minibatches(recipe: Recipe, labelled: LabelledSet, images: int) -> list[np.ndarray]:
     """Positions (int64 [n] each) of a dataset's sample, in random minibatches of about equal size.
 
-    The sample has `evaluate.cka` of the evaluated images, or all if there are fewer. A minibatch
-    has at most `evaluate.batch_size` images, unless the estimator needs more. Raises ValueError,
-    naming the dataset, if it has too few images.
+    The sample has `images` of the evaluated images, or all if there are fewer. A minibatch has at
+    most `evaluate.batch_size` images, unless the estimator needs more. Raises ValueError, naming
+    the dataset, if it has too few images.
     """
     positions = labelled.split(recipe.split_of(labelled.name))
-    if len(positions) < FEWEST_FOR_CKA:
+    if len(positions) < FEWEST:
         raise ValueError(
-            f"evaluate.cka: {labelled.name} has {len(positions)} evaluated images, but CKA needs "
-            f"at least {FEWEST_FOR_CKA}: set evaluate.cka=0"
+            f"extras.cka: {labelled.name} has {len(positions)} evaluated images, but CKA needs at "
+            f"least {FEWEST}: leave extras.cka out"
         )
     seed = [recipe.dataset.seed, int(short_digest([labelled.pack.fingerprint, "cka"]), 16)]
-    drawn = np.random.default_rng(seed).permutation(positions)[: recipe.evaluate.cka]
-    size = max(recipe.evaluate.batch_size, FEWEST_FOR_CKA)
-    count = min(math.ceil(len(drawn) / size), len(drawn) // FEWEST_FOR_CKA)
+    drawn = np.random.default_rng(seed).permutation(positions)[:images]
+    size = max(recipe.evaluate.batch_size, FEWEST)
+    count = min(math.ceil(len(drawn) / size), len(drawn) // FEWEST)
     return np.array_split(drawn, count)
 
 
-def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
+def _key(run: Run, mix: Mix, name: str, images: int) -> tuple[str, dict[str, Any]]:
     """Label and key of the artefact with a mix's CKA on a dataset."""
     recipe, labelled = run.recipe, run.sets[name]
     split = recipe.split_of(name) if len(labelled.holdout) else "all"
@@ -100,13 +99,13 @@ def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
         "mix": dict(mix),
         "pack": labelled.pack.fingerprint,
         "split": [split, *labelled.split_key(recipe.dataset)],
-        "images": recipe.evaluate.cka,
+        "images": images,
         "batch_size": recipe.evaluate.batch_size,
         "layers": list(blocks_of(recipe.model)),
         **_form(run).key,
         "machine": run.machine,
     }
-    return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{name}"[:120], key
+    return f"cka-{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{name}"[:120], key
 
 
 def _form(run: Run) -> Form:
@@ -114,7 +113,7 @@ def _form(run: Run) -> Form:
     return replace(Form.of(run.recipe.evaluate, run.device), compile="never")
 
 
-def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
+def _compute(run: Run, mix: Mix, name: str, images: int) -> Callable[[Path], object]:
     """Run both models on this rank's minibatches. Returns a function that writes their CKA."""
     form, layers = _form(run), blocks_of(run.recipe.model)
     backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
@@ -126,7 +125,7 @@ def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
     pair: list[Mix] = [{run.base.name: 1.0}, mix]
     nets = bank.load(backbone, run, pair)
     normalize = models.Normalize(run.recipe.model, run.device)
-    of_rank = minibatches(run.recipe, run.sets[name])[ranks.rank() :: ranks.world()]
+    of_rank = minibatches(run.recipe, run.sets[name], images)[ranks.rank() :: ranks.world()]
     sums_3L = torch.zeros(3, len(layers), dtype=torch.float64, device=run.device)
     for batch in run.sets.source(name).batches(of_rank):
         x_BCHW, of_pair = normalize(batch.images), []
@@ -157,8 +156,8 @@ def blocks_of(recipe: ModelRecipe) -> tuple[str, ...]:
     names = _blocks(recipe.arch, recipe.image_size, recipe.projection)
     if not names:
         raise RecipeError(
-            f"evaluate.cka: {recipe.arch} is not a chain of blocks, so its layers cannot be "
-            "compared: set evaluate.cka=0"
+            f"extras.cka: {recipe.arch} is not a chain of blocks, so its layers cannot be "
+            "compared: leave extras.cka out"
         )
     return names
 

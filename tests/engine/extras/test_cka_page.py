@@ -5,8 +5,8 @@ import pandas
 import pytest
 from scipy.stats import spearmanr
 
+from engine.extras import cka
 from engine.measures.rows import PRE, Arm
-from engine.report.sections import cka
 from helpers.made_results import TITLES, drawn, of_cells, results, row
 from helpers.reports import changed
 from helpers.stores import SETS
@@ -34,12 +34,12 @@ def rows(missing: bool = False) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def of_grid(tmp_path_factory):
-    return results(tmp_path_factory.mktemp("grid"), cka=rows())
+    return results(tmp_path_factory.mktemp("grid"), extras={"cka": rows()})
 
 
-@pytest.mark.parametrize("stored", [None, []])
+@pytest.mark.parametrize("stored", [{}, {"cka": []}])
 def test_without_cka_there_is_no_section(of_grid, stored):
-    assert cka.section(changed(of_grid, cka=stored)) is None
+    assert cka.section(changed(of_grid, extras=stored)) is None
 
 
 def test_the_scatter_has_mean_cka_and_the_change_in_accuracy(of_grid):
@@ -63,7 +63,7 @@ def test_few_datasets_have_no_test_and_a_missing_number_stays_missing(of_grid):
         "3 downstream datasets are too few to test whether features that changed less go with "
         "higher accuracy"
     )
-    missing = cka.section(changed(of_grid, cka=rows(missing=True)))
+    missing = cka.section(changed(of_grid, extras={"cka": rows(missing=True)}))
     assert missing.tables[0].data["cka"].isna().sum() == 1
 
 
@@ -122,7 +122,7 @@ def test_cka_along_training_starts_at_the_pretrained_model(of_grid):
         for step in (1, 8)
         if row["method"] == "lwf"
     ]
-    section = cka.section(changed(of_grid, cka=[*rows(), *during]))
+    section = cka.section(changed(of_grid, extras={"cka": [*rows(), *during]}))
     assert [table.name for table in cka.section(of_grid).tables] == ["cka"]
     plain = cka.section(of_grid).tables[0].data
     pandas.testing.assert_frame_equal(section.tables[0].data, plain)

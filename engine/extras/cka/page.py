@@ -94,7 +94,7 @@ def _blocks(results: Results) -> pandas.DataFrame:
         {"arm": arms.get(_arm(row), -1)}
         | {name: row[name] for name in ("downstream", "evaluated_on")}
         | {"block": block, "depth": number / len(row["blocks"]), "cka": value}
-        for row in results.record.cka or ()
+        for row in results.record.extras.get("cka", ())
         for number, (block, value) in enumerate(row["blocks"].items(), start=1)
     ]
     data = pandas.DataFrame(rows, columns=["arm", *CELL[3:], "block", "depth", "cka"])
@@ -106,7 +106,7 @@ def _during_training(results: Results) -> pandas.DataFrame:
     """One row per method with snapshots, kind of dataset and optimizer step, from step 0, at which
     the model is the pretrained one."""
     rows, keys = [], ["model", "method", "quantity", "step"]
-    for row in results.record.cka or ():
+    for row in results.record.extras.get("cka", ()):
         arm, on = _arm(row), row["evaluated_on"]
         kinds = {
             "downstream": on in trained_sets(row["downstream"]),
