@@ -21,6 +21,8 @@ FEWEST = 4  # images; the estimator divides by n (n - 3)
 
 @dataclass(frozen=True)
 class Options:
+    """CKA of every block with the pretrained model's, on a sample of each evaluated dataset."""
+
     images: Annotated[int, Meta(ge=FEWEST)] = 1000  # at most, per dataset
 
 

@@ -82,7 +82,7 @@ def test_sets_that_differ_do_not_turn_the_headings_direction():
                 cell = dict(zip(Arm._fields, arm[:5], strict=True)) | {"downstream": downstream}
                 moved.append(cell | {"evaluated_on": on, "seed": 0, "blocks": blocks})
             cells.append((*arm[:6], "up", 50.0))
-    made = of_cells(cells, sets=names, downstreams=names, cka=moved)
+    made = of_cells(cells, sets=names, downstreams=names, extras={"cka": moved})
     points = cka.section(made).figures[1].data
     assert spearmanr(points["cka"], points["change_pts"]).statistic > 0.5
     within = points.groupby(["method", "evaluated_on"])[["cka", "change_pts"]]
