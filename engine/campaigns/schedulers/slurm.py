@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from engine.campaigns.schedulers.base import RETRIES, RunOptions, Scheduler
+from engine.campaigns.schedulers import base
+from engine.campaigns.schedulers.base import RETRIES, RunOptions
 from engine.errors import CampaignError
 from engine.machine import programs
 from loaders.files.durable import short_digest
@@ -95,7 +96,7 @@ def cluster(partition: str) -> Cluster:
     return Cluster("gpu" in offers, accounting)
 
 
-class Slurm(Scheduler):
+class Scheduler(base.Scheduler):
     """Slurm through Snakemake's plugin. `srun` starts the ranks of a job."""
 
     title = "Slurm"

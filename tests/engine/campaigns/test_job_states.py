@@ -230,7 +230,7 @@ def test_an_exit_code_is_told(code, how, folder, tmp_path):
 def test_slurms_state_of_a_killed_job_is_told(folder, tmp_path, monkeypatch):
     """Its own words, and where it has no accounting what the job's output says of memory."""
     plan, output = campaigns.planned(folder, f"runs={tmp_path}"), tmp_path / "4.log"
-    toy = object.__new__(slurm.Slurm)
+    toy = object.__new__(slurm.Scheduler)
     begun = Begun(node="here", process=1, scheduler="slurm", queued_as="17")
     for status, text, end, reason in (
         ("TIMEOUT", "", Ended(code=137), "was ended by Slurm: TIMEOUT (give more hours by --time)"),
@@ -259,7 +259,7 @@ def test_a_job_that_slurm_cancelled_before_it_began_is_told(folder, tmp_path, mo
     (plan.place.path / "logs").mkdir()
     (plan.place.path / "logs" / f"{JOB}.log").write_text("of an earlier run")
     job_states.begin(plan)
-    workflow._record_ends(plan, plan.place.plans, object.__new__(slurm.Slurm), log)
+    workflow._record_ends(plan, plan.place.plans, object.__new__(slurm.Scheduler), log)
     ((_, text),) = job_states.failures(plan)
     assert text == f"{JOB} was ended by Slurm: CANCELLED (somebody, or the cluster, cancelled it)"
 

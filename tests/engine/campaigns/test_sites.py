@@ -99,7 +99,9 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     where = sites.of(options, [plan])
     assert where.words[where.words.index("--retries") + 1] == "2"
     asked = sites.resources(options, where, plan)
-    assert where.ranks == asked["column"]["gpu"] == 9 and isinstance(where.scheduler, slurm.Slurm)
+    assert where.ranks == asked["column"]["gpu"] == 9 and isinstance(
+        where.scheduler, slurm.Scheduler
+    )
     sbatch = submitted(asked["column"])
     assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=36" in sbatch
     assert "per-gpu" not in sbatch
@@ -107,7 +109,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     more = asked["column"]["mem_mb"] - asked["distances"]["mem_mb"]
     assert more == 8 * 3000 and f"--mem {asked['column']['mem_mb']} " in sbatch
     options = sites.checked(RunOptions(executor="slurm"))
-    plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Slurm(options))
+    plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Scheduler(options))
     asked, costs = sites.resources(options, where, plan), estimate.of(plan.recipes, len(plan.rows))
     hours = costs.column_hours(estimate.cpu(4))
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
@@ -119,9 +121,9 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
         assert not stage.get("gpu") and sites.text(stage) == "4 cores, 2.0 GB, 90 min"
 
 
-def of_cluster(cluster: slurm.Cluster, **options: Any) -> slurm.Slurm:
+def of_cluster(cluster: slurm.Cluster, **options: Any) -> slurm.Scheduler:
     with mock.patch.object(slurm, "cluster", lambda partition: cluster):
-        return slurm.Slurm(RunOptions("slurm", **options))
+        return slurm.Scheduler(RunOptions("slurm", **options))
 
 
 def words(cluster: slurm.Cluster, place: Path, **options: Any) -> tuple[str, dict[str, str]]:
@@ -260,7 +262,7 @@ def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, 
 def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
     clock, answers = itertools.count(0, 20), iter([{}, None, None, None, {}])
     monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(slurm.Slurm, "states", lambda self: next(answers))
+    monkeypatch.setattr(slurm.Scheduler, "states", lambda self: next(answers))
     watch = workflow._asked(of_cluster(CLUSTER), os.getpid(), [])
     away = "Slurm does not answer: its jobs continue"
     assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
