@@ -27,7 +27,7 @@ def results(report) -> Results:
 
 
 def section(results: Results, key: str) -> Section:
-    made = (maker(results) for maker in sections.SECTIONS)
+    made = (maker(results) for maker in (*sections.SECTIONS, *sections.ABOUT))
     return next(built for built in made if built is not None and built.key == key)
 
 
