@@ -2,8 +2,8 @@
 
 An extra is a module: no base class, no registration. Importing it must be fast, so it imports torch
 inside functions. `Options` is a frozen dataclass, the extra's section of a recipe. `check`,
-`prepare`, `on_set` and `is_stored` are called for recipes that name the extra; `tables` and
-`section` for every report, or only for reports of such recipes if there is `on_set`.
+`prepare`, `on_set` and `is_stored` are called for recipes that name the extra; `tables`,
+`lead` and `section` for every report, or only for reports of such recipes if there is `on_set`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ class IsStored(Protocol):
 class Tables(Protocol):
     def __call__(self, results: Results) -> dict[str, pandas.DataFrame]:
         """CSV files of the report, by name. `results.record.extras[NAME]` has the rows."""
+        ...
+
+
+class Lead(Protocol):
+    def __call__(self, results: Results) -> str:
+        """A sentence for the first screen, without a full stop; empty for none."""
         ...
 
 

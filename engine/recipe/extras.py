@@ -48,10 +48,18 @@ def users_files(recipe: Recipe) -> set[str]:
 def modules(recipe: Recipe | None = None) -> dict[str, ModuleType]:
     """The engine's extras by name, and the users' extras of a recipe if users' files may run."""
     found = {name: importlib.import_module(module) for name, module in names().items()}
-    for name, section in recipe.extras.items() if recipe else ():
-        if FILE in section and finder.users_files_allowed():
-            found[name] = finder.run(str(section[FILE]))
-    return found
+    return found | (_in_use(recipe) if recipe else {})
+
+
+def _in_use(recipe: Recipe) -> dict[str, ModuleType]:
+    """The extras that a recipe names; a user's only if users' files may run."""
+    return {
+        name: finder.run(str(section[FILE]))
+        if FILE in section
+        else importlib.import_module(names()[name])
+        for name, section in recipe.extras.items()
+        if FILE not in section or finder.users_files_allowed()
+    }
 
 
 def ask(recipe: Recipe, hook: str, *arguments: Any) -> Iterator[tuple[str, Any]]:
@@ -60,8 +68,8 @@ def ask(recipe: Recipe, hook: str, *arguments: Any) -> Iterator[tuple[str, Any]]
     hook: the name of a function of `engine.extras.base`, which gets the extra's options first. A
     user's file runs if users' files may.
     """
-    for name, module in modules(recipe).items():
-        if name in recipe.extras and (answer := getattr(module, hook, None)):
+    for name, module in _in_use(recipe).items():
+        if answer := getattr(module, hook, None):
             yield name, answer(_options(name, recipe.extras[name], module), *arguments)
 
 

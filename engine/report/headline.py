@@ -66,7 +66,8 @@ def lead(results: Results) -> str:
         f"evaluated on {results.measured_on}; mRI is the mean change in "
         "accuracy, in percentage points."
     )
-    for sentence in (without_related(results), leak(results)):
+    of_extras = (of_extra(results) for of_extra in results.hooks("lead"))
+    for sentence in (without_related(results), *of_extras):
         text += f" {sentence}." * bool(sentence)
     if tuning.tuned(results):
         return (
@@ -123,19 +124,3 @@ def without_related(results: Results) -> str:
         f"{most['method']}{results.of(most['model'])} is {signed(most['disjoint_mRI_pts'])} "
         f"instead of {signed(most['mRI_pts'])}{results.in_one_training}"
     )
-
-
-def leak(results: Results) -> str:
-    """The leak of plain fine-tuning, or of the first method, without a full stop; empty if it was
-    not measured."""
-    if not len(results.leak):
-        return ""
-    table = results.leak.query("downstream == '' and evaluated_on == ''")
-    table = results.shown[["arm", "model", "method", "key"]].merge(table, on="arm")
-    of = table.sort_values("key", key=lambda key: key != FINE_TUNE, kind="stable").iloc[0]
-    points = f"{signed(of['leak_pts'])} points {bounds(of['leak_low'], of['leak_high'])}"
-    name = f"{of['method']}{results.of(of['model'])}{results.in_one_training}"
-    if of["leak_low"] > 0:
-        return f"Having seen a photo in another dataset is worth {points} to {name}"
-    found = "costs" if of["leak_high"] < 0 else "shows no effect on"
-    return f"Having seen a photo in another dataset {found} {name}: {points}"

@@ -49,8 +49,6 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
         "comparisons.csv": _comparisons(results),
         "behaviour.csv": cells[[*KEY, *measures()]],
     }
-    if len(results.leak):
-        files["leak.csv"] = grid.named(results.leak)
     if len(results.groups):
         files["groups.csv"] = grid.named(results.groups)
     if len(grid.seeds) > 1 or grid.again is not None:

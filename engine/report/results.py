@@ -17,7 +17,6 @@ import pandas
 
 from engine.campaigns.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, image_changes, metrics, model_rows
-from engine.measures import leak as leaks
 from engine.measures.effective_robustness import (
     GIVEN,
     MODELS_FOR_A_TREND,
@@ -61,11 +60,12 @@ class Results:
     its datasets), missing if one is not evaluated; on_other_datasets_pct; change_upstream_pts, mean
     change on the upstream dataset after fine-tuning on others, missing if it was not evaluated.
 
-    comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
-    (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
+    comparisons: of all pairs of arms that tables show (`comparisons.compare`).
+    image_changes: `image_changes.of`, if the record names the classes. published:
     numbers to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
     `metrics.on_probe_sets`, if there are any. halves: `groups.accuracy_by_half`, if held-out images
-    choose among settings. extras: those whose tables and sections the report has, by name.
+    choose among settings. evaluations: of all roles, with absolute paths. extras: those whose tables
+    and sections the report has, by name.
     """
 
     record: Record
@@ -74,13 +74,13 @@ class Results:
     comparisons: pandas.DataFrame
     trends: Mapping[str, Trend]
     published: Published
-    leak: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     image_changes: Sequence[ImageChange] = ()
     groups: pandas.DataFrame = field(default_factory=lambda: pandas.DataFrame(columns=CELL))
     probe_sets: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     halves: pandas.DataFrame = field(
         default_factory=lambda: pandas.DataFrame(columns=["arm", "downstream", *HALVES])
     )
+    evaluations: Sequence[Evaluation] = ()
     extras: Mapping[str, ModuleType] = field(default_factory=extras.modules)
 
     def hooks(self, name: str) -> list[Callable[[Results], Any]]:
@@ -331,8 +331,8 @@ def of_record(
     results = of_grid(record, grid, _baseline(record, models_csv))
     tests, probes = of_role(evaluations, TEST), of_role(evaluations, PROBE)
     changes = image_changes.of(tests) if record.classes else []
-    leak, by_group = leaks.of(grid, evaluations), of_groups(grid, tests)
-    results = replace(results, leak=leak, image_changes=changes, groups=by_group)
+    by_group = of_groups(grid, tests)
+    results = replace(results, evaluations=evaluations, image_changes=changes, groups=by_group)
     if record.holdout and results.shown["setting"].any():
         halves = accuracy_by_half(tests, grid.arms)
         results = replace(results, halves=halves)

@@ -33,7 +33,6 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.methods,
     ranking.trade_off,
     changes.map_of_fine_tuning,
-    paired.leak,
     paired.related,
     paired.best,
     changes.maps,

@@ -14,11 +14,10 @@ from engine.report.section import Section, Table
 from engine.report.text import counted, listed, rounded
 
 ARM = ["model", "method", "variant"]
-LEAK = [end for name in ("seen_pts", "unseen_pts", "leak_pts") for end in with_ends(name)]
 DISJOINT = ["mRI_pts", "disjoint_mRI_pts", "difference_pts"]
 
 
-def _section(
+def difference_section(
     results: Results,
     key: str,
     heading: str,
@@ -35,43 +34,6 @@ def _section(
     caption = f"{caption}, in points, with 95% CIs"
     figures = charts.by_model(results, key, caption, data, (difference, "method"))
     return Section(key, heading, text, figures, tables, is_open=is_open)
-
-
-def leak(results: Results) -> Section | None:
-    """The gain from having seen a photo in another dataset, by method, downstream dataset and
-    dataset evaluated on; None if photos were not held out by source."""
-    if not len(results.leak):
-        return None
-    data = results.shown[["arm", *ARM]].merge(results.leak, on="arm").drop(columns="arm")
-    of_methods = data["downstream"] == ""
-    whole = data["evaluated_on"].mask(data["evaluated_on"] == "", "all")
-    by_dataset = data[~of_methods].assign(evaluated_on=whole)
-    return _section(
-        results,
-        "leak",
-        headline.leak(results),
-        "Some datasets show the same photos. A photo is held out of all of them or of none, so "
-        "each dataset has photos that a model saw in the downstream dataset, and held-out photos "
-        "of the same classes. The leak, the effect of train-test overlap, is the change in "
-        "accuracy on seen photos minus the change on held-out photos. RI and mRI use held-out "
-        f"photos. CIs generalise to {results.population}.",
-        "leak_pts",
-        f"Effect of train-test overlap{results.in_one_training}: mean over datasets with the same "
-        "photos",
-        [
-            Table(
-                "leak",
-                "Change in accuracy on seen and held-out photos, and the leak.",
-                data.loc[of_methods, [*ARM, *LEAK]],
-            ),
-            Table(
-                "leak-by-dataset",
-                "The leak by downstream dataset, and by dataset with its photos.",
-                by_dataset,
-            ),
-        ],
-        is_open=True,
-    )
 
 
 def related(results: Results) -> Section | None:
@@ -92,7 +54,7 @@ def related(results: Results) -> Section | None:
         heading = "Every dataset is related to every downstream dataset, so there is no disjoint RI"
         return Section("related-sets", heading, headline.RELATED, tables=[pairs])
     over = listed([str(count) for count in sorted(set(rows["columns"]))])
-    return _section(
+    return difference_section(
         results,
         "related-sets",
         headline.without_related(results)
@@ -147,7 +109,7 @@ def best(results: Results) -> Section | None:
     if results.covers_training:
         test += " and over seeds (pooled over the trained methods)"
     reference = "highest mRI of its setting" if tuning.is_varied(results) else "best method"
-    return _section(
+    return difference_section(
         results,
         "differences",
         f"Differences from the {reference}{results.one_training}",

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.data import splits
+from engine.extras import leak
 from engine.measures import bootstrap
 from engine.measures.rows import PRE, Evaluation, trained_sets
 from engine.report import headline, sections
@@ -74,7 +75,7 @@ def made(tmp_path_factory):
 
 
 def of_methods(results) -> pandas.DataFrame:
-    table = results.leak.query("downstream == '' and evaluated_on == ''")
+    table = leak.table(results).query("downstream == '' and evaluated_on == ''")
     return table.merge(results.shown[["arm", "key"]], on="arm").set_index("key")
 
 
@@ -127,7 +128,7 @@ def test_the_leak_is_the_difference_of_two_changes(made):
         for row in rows
     }
     keys: Any = results.shown.set_index("arm")["key"].to_dict()
-    for row in results.leak.query("evaluated_on != ''").itertuples():
+    for row in leak.table(results).query("evaluated_on != ''").itertuples():
         key = keys[row.arm], row.downstream, row.evaluated_on
         change = {
             kind: accuracy[kind, *key] - accuracy[kind, PRE, "", row.evaluated_on]
@@ -135,12 +136,12 @@ def test_the_leak_is_the_difference_of_two_changes(made):
         }
         assert row.seen_pts == pytest.approx(change["seen"])
         assert row.leak_pts == pytest.approx(change["seen"] - change["unseen"])
-    pairs = results.leak.query("evaluated_on != ''")[["downstream", "evaluated_on"]]
+    pairs = leak.table(results).query("evaluated_on != ''")[["downstream", "evaluated_on"]]
     assert set(pairs.itertuples(index=False, name=None)) == {
         ("cartoon", "drawing"), ("drawing", "cartoon"),
     }  # fmt: skip
-    by_column = results.leak.query("downstream != '' and evaluated_on == ''")
-    means = results.leak.query("downstream == ''").set_index("arm")["leak_pts"]
+    by_column = leak.table(results).query("downstream != '' and evaluated_on == ''")
+    means = leak.table(results).query("downstream == ''").set_index("arm")["leak_pts"]
     for arm, rows in by_column.groupby("arm"):
         assert means[arm] == pytest.approx(rows["leak_pts"].mean())
 
@@ -148,7 +149,7 @@ def test_the_leak_is_the_difference_of_two_changes(made):
 def test_a_union_has_seen_the_photos_of_each_of_its_sets(tmp_path):
     union = f"{SETS[0]}+{SETS[2]}"
     of = Made(tmp_path, seed=1, downstreams=[union, SETS[1]])
-    table = of.results().leak.query("evaluated_on != ''")
+    table = leak.table(of.results()).query("evaluated_on != ''")
     found = set(table[["downstream", "evaluated_on"]].itertuples(index=False, name=None))
     assert found == {(union, SETS[1]), (SETS[1], SETS[0])}
     (row,) = (
@@ -170,7 +171,7 @@ def test_photos_that_a_column_did_not_train_on_and_their_classes_count_nowhere(m
         row for row in of.seen if (row.downstream, row.evaluated_on) != ("drawing", "cartoon")
     ]
     results = of.results()
-    on_drawing = results.leak.query("evaluated_on == 'drawing'")
+    on_drawing = leak.table(results).query("evaluated_on == 'drawing'")
     change = {}
     for kind, rows in of.of_kinds():
         name = {"seen": "source", "unseen": "label"}[kind]
@@ -188,7 +189,7 @@ def test_photos_that_a_column_did_not_train_on_and_their_classes_count_nowhere(m
 
 def test_the_first_screen_and_a_section_say_what_was_found(made):
     results = made[1]
-    text = headline.leak(results)
+    text = leak.lead(results)
     assert text.startswith("Having seen a photo in another dataset is worth +")
     assert text.endswith("to FT in this one training") and text in headline.lead(results)
     (section,) = [of for of in sections.of(results) if of.key == "leak"]
@@ -203,6 +204,6 @@ def test_without_plain_fine_tuning_the_first_method_is_named_and_not_the_largest
     record = replace(results.record, methods={"other": "Other", "lwf": "LwF"})
     keys = results.arms["key"].replace("fine_tune", "other")
     arms = results.arms.assign(key=keys).sort_values("key")  # LwF first
-    assert headline.leak(replace(results, record=record, arms=arms)).startswith(
+    assert leak.lead(replace(results, record=record, arms=arms)).startswith(
         "Having seen a photo in another dataset shows no effect on LwF"
     )
