@@ -64,8 +64,8 @@ class Results:
     image_changes: `image_changes.of`, if the record names the classes. published:
     numbers to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
     `metrics.on_probe_sets`, if there are any. halves: `groups.accuracy_by_half`, if held-out images
-    choose among settings. evaluations: of all roles, with absolute paths. extras: those whose tables
-    and sections the report has, by name.
+    choose among settings. evaluations: of all roles, with absolute paths. extras: those whose
+    tables and sections the report has, by name.
     """
 
     record: Record
