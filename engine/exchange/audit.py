@@ -33,7 +33,7 @@ from engine.exchange.publish import KEYS, keys_of, without_distances
 from engine.measures import predictions
 from engine.measures.rows import PRE, PROBE, REPLICATE, SEEN, TEST, Diverged, Evaluation, Role
 from engine.recipe import catalogue, kinds
-from engine.report import numbers, results_file
+from engine.report import number_files, results_file
 from engine.report.results import Results, of_campaign
 from loaders.files import typed_json
 from loaders.files.durable import file_hash
@@ -379,7 +379,7 @@ def _pack(runs: Path, name: str, fingerprint: str) -> Pack | None:
 def _of_numbers(root: Root, results: Results) -> Iterator[str]:
     """Numbers of the report that differ from those computed from the predictions."""
     with tempfile.TemporaryDirectory() as made:
-        names = numbers.write_numbers(Path(made), results)
+        names = number_files.write_numbers(Path(made), results)
         for name in sorted({*names, *root.files(REPORT)}):
             where = f"{REPORT}/{name}"
             if name not in names or not root.has(where):

@@ -35,7 +35,7 @@ from engine.exchange.cards import CARD, render_card
 from engine.measures import predictions
 from engine.measures.rows import PROBE, REPLICATE, SEEN, TEST, Evaluation, ModelOnSet, Role, of_role
 from engine.model_files.descriptions import CELL, PROMPT, VERSIONS, WEIGHTS
-from engine.report import numbers
+from engine.report import number_files
 from engine.report.results import of_campaign
 from loaders.files import typed_json
 from loaders.files.durable import file_hash
@@ -87,7 +87,7 @@ def _write(run: FinishedCampaign, place: PublishedFolder, weights: bool) -> None
     root.write(place.plan, typed_json.with_digest(public(plan)))
     root.write(VERSIONS, msgspec.json.format(msgspec.json.encode(versions_of(run))))
     published = record.write(place, _record(run, root))
-    numbers.write_numbers(place.report, of_campaign(without_distances(published)))
+    number_files.write_numbers(place.report, of_campaign(without_distances(published)))
     for name in run.record.artifacts if weights else ():
         cell = run.place.store_root.below(name)
         for file in (CELL, WEIGHTS, PROMPT) if cell.has(WEIGHTS) else ():

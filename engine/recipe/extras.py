@@ -34,10 +34,11 @@ def complete(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
     Raises RecipeError, naming the key, for an unknown extra, an unknown option, and a value that
     an option cannot have.
     """
-    return {
-        name: {**section} if FILE in section else dataclasses.asdict(_options(name, section))
-        for name, section in given.items()
-    }
+    complete = {}
+    for name, section in given.items():
+        options = None if FILE in section else _options(name, section)
+        complete[name] = {**section} if options is None else dataclasses.asdict(options)
+    return complete
 
 
 def users_files(recipe: Recipe) -> set[str]:

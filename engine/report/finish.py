@@ -11,7 +11,7 @@ from engine.campaigns.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.recipe import extras
 from engine.recipe.finder import allow_users_files
-from engine.report import exports, headline, numbers, page, sections, terminal, tuning
+from engine.report import exports, headline, number_files, page, sections, terminal, tuning
 from engine.report.results import Results, of_campaign
 from engine.report.sections import about
 
@@ -28,7 +28,7 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
     """Write a report into a folder. Returns the page's path."""
-    names, record = [*numbers.write_numbers(folder, results), CITATIONS], results.record
+    names, record = [*number_files.write_numbers(folder, results), CITATIONS], results.record
     write_atomic(folder / CITATIONS, f"{about.bibtex(results)}\n".encode())
     parts = sections.of(results)
     exports.write(folder, parts, drawn=figures)

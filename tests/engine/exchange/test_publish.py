@@ -22,7 +22,7 @@ from engine.campaigns import record
 from engine.campaigns.plan_folder import PublishedFolder
 from engine.exchange.audit import audit
 from engine.exchange.publish import KEYS, without_distances
-from engine.report import numbers
+from engine.report import number_files
 from engine.report.results import of_campaign
 from helpers.processes import ROOT, run
 from loaders.files import typed_json
@@ -90,7 +90,7 @@ def rewrite_numbers(folder: Path) -> None:
     """Compute the report again, as whoever alters predictions can."""
     seal(folder)
     run = record.read(PublishedFolder(folder))
-    numbers.write_numbers(folder / "report", of_campaign(without_distances(run)))
+    number_files.write_numbers(folder / "report", of_campaign(without_distances(run)))
 
 
 def put(values: np.ndarray, place: int | slice, value: object) -> None:

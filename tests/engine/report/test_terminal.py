@@ -11,7 +11,7 @@ from engine.measures import scores
 from engine.measures.rows import PRE
 from engine.recipe.resolve import load_recipe
 from engine.report import console, headline, terminal
-from engine.report.numbers import tables
+from engine.report.number_files import tables
 from engine.report.results import Results, of_grid
 from engine.report.sections import about, paired, ranking
 from engine.report.text import set_head

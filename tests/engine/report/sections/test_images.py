@@ -14,7 +14,7 @@ from engine.campaigns.plan_folder import PlanFolder
 from engine.data import thumbnails
 from engine.data.sets import LabelledSet
 from engine.measures import predictions
-from engine.report import numbers, results_file, sections, terminal
+from engine.report import number_files, results_file, sections, terminal
 from engine.report.merged import merged
 from engine.report.results import of_campaign
 from engine.report.sections import images
@@ -71,7 +71,7 @@ def results(tmp_path):
 
 
 def test_groups_are_in_the_table_the_files_the_page_and_results_json(results):
-    table = numbers.tables(results)["groups.csv"]
+    table = number_files.tables(results)["groups.csv"]
     assert set(table["evaluated_on"]) == {"b"}
     (section,) = [each for each in sections.of(results) if each.key == "groups"]
     worst, every = (table.data for table in section.tables)
@@ -84,7 +84,7 @@ def test_groups_are_in_the_table_the_files_the_page_and_results_json(results):
         line = next(line for line in text.partition("on b: ")[2].splitlines() if row.method in line)
         shown = [row.accuracy_pct, row.macro_f1_pct, row.value_pct]
         assert all(f"{number:.1f}" in line for number in shown) and row.group in line
-    content = results_file.of(results, numbers.intervals(results.grid, results.probe_sets))
+    content = results_file.of(results, number_files.intervals(results.grid, results.probe_sets))
     read = results_file.read(results_file.encode(content))
     assert read == content and len(read.groups) == len(table)
     assert sum(row.is_worst for row in read.groups) == len(table) / 4
