@@ -6,6 +6,7 @@ Imports no torch and reads no artefact.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,9 +17,12 @@ from engine.campaigns import plan_folder, record
 from engine.campaigns.plan_folder import PLAN, RECORD, PlanFolder
 from engine.campaigns.record import FinishedCampaign
 from engine.store.artifacts import STORE, Artifact, Store
+from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
 PACKS = "packs"
+OF_TRACKERS = ("tensorboard", "wandb")  # folders that trackers write into a runs folder
+MERGED = re.compile("-models-[0-9a-f]{8}$")  # the folder of several models' common report
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def doubts(runs: Path, begun: Sequence[Begun]) -> list[str]:
 
     begun: all campaigns in the folder. Empty if every campaign is known, readable and finished.
     """
-    found = strays(runs)
+    found = [*strays(runs), *_without_plan(runs, begun)]
     if not begun:
         found.append(
             f"{runs} contains no campaign, so nothing says which artefacts are needed: delete "
@@ -127,6 +131,24 @@ def doubts(runs: Path, begun: Sequence[Begun]) -> list[str]:
                 f"{each.name} is unfinished: finish it, or delete its plan ({each.place.path})"
             )
     return found
+
+
+def _without_plan(runs: Path, begun: Sequence[Begun]) -> list[str]:
+    """Folders whose plans may be elsewhere, such as on a disk that is not mounted."""
+    known = {each.place.path for each in begun}
+    lacking = [place.path for place in plan_folder.in_runs(runs) if place.path not in known]
+    campaigns = {each.place.campaign.name for each in begun} | {
+        place.parents[1].name for place in lacking
+    }
+    lacking += [
+        runs / name
+        for name in Root(runs).folders()
+        if name not in (STORE, PACKS, *OF_TRACKERS, *campaigns) and not MERGED.search(name)
+    ]
+    return [
+        f"{folder} has no plan: mount its disk, or delete the folder if it is no campaign's"
+        for folder in lacking
+    ]
 
 
 def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:

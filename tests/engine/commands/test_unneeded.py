@@ -278,3 +278,19 @@ def test_a_finished_campaign_that_is_moved_in_meanwhile_loses_one_artefact_at_mo
     at_change(runs, step, move)
     found = {*seen.read_text().split("\n")} if seen.exists() else {*made[:2]}
     assert {*made[:2]} <= left(runs) and len(found & {*made} - left(runs)) < 2
+
+
+@pytest.mark.parametrize(
+    "inside", ["", "plans/0123/logs", "plans/0123/.plan.json.0a1b2c3d", "report"]
+)
+def test_a_folder_without_a_plan_may_be_a_campaign_on_a_disk_that_is_not_mounted(
+    runs, held, gc, inside
+):
+    finish(begun(runs), [held[0]])
+    (runs / "elsewhere" / inside).mkdir(parents=True)
+    assert "elsewhere" in gc("--yes", refused=True) and left(runs) == {*held}
+    shutil.rmtree(runs / "elsewhere")
+    for other in ("tensorboard/emoji", "emoji-models-0a1b2c3d/report", "packs"):
+        (runs / other).mkdir(parents=True)
+    gc("--yes")
+    assert left(runs) == {held[0]}
