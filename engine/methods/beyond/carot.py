@@ -56,9 +56,9 @@ class Method(flyp.Method):
             teacher_BB = flyp.similarities(net, text, log_scale_1, *pairs)
         distance_B = cross_entropy(teacher_BB, logits_BB) + cross_entropy(teacher_BB.T, logits_BB.T)
         losses_B = flyp.contrastive(logits_BB) + self.recipe.weight * distance_B
-        return losses_B + self.penalty()
+        return losses_B + self.projection_terms()
 
-    def penalty(self) -> torch.Tensor:
+    def projection_terms(self) -> torch.Tensor:
         """Both penalties of the projections, a scalar in fp32."""
         skewness = skew(self.projection_DE)
         product_DF = models.logits(self.projection_DE, self.text.text_projection, None)

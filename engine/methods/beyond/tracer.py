@@ -57,7 +57,7 @@ class Method(carot.Method):
             + recipe.features * distances_B
         )
         share = recipe.weight * (self.teacher.step_1 > 0)
-        return flyp.contrastive(student_BB) + share * distilled_B + self.penalty()
+        return flyp.contrastive(student_BB) + share * distilled_B + self.projection_terms()
 
 
 def divergences(
