@@ -142,9 +142,11 @@ def epochs(
     warmup = train.warmup(total)
     learning = learning_norms(method)
     losses = torch.zeros((), device=run.device)  # since they were read last
+    of_epochs = torch.zeros_like(losses)  # of this epoch, until then
     saving = saving or Saving()
-    progress = saving.begin(TrainingState(engine, method, {"loss": losses}))
-    step, history, count = progress.step, progress.history, progress.losses
+    progress = saving.begin(TrainingState(engine, method, {"loss": losses, "epoch": of_epochs}))
+    step, history = progress.step, progress.history
+    count, epoch_count = progress.losses, progress.epoch_losses
     since, images = time.perf_counter(), 0
     bar = progress_bar(total=total, initial=step, desc=_label(run), unit="step")
     with bar, Trackers(recipe) as tracked:
@@ -174,16 +176,21 @@ def epochs(
                 bar.update()
                 if step % LOOK_EVERY == 0 or step % of_epoch == 0:
                     mean = mean_loss(losses, count)
+                    of_epochs += losses
+                    epoch_count += count
                     losses.zero_()
                     count = 0
                     if not math.isfinite(mean):
                         raise _diverged(run, "the loss", step, lr)
                     bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
-                    now = time.perf_counter()
-                    values = {"loss": mean, "lr": lr, "images/s": images / (now - since)}
+                    read_at = time.perf_counter()
+                    values = {"loss": mean, "lr": lr, "images/s": images / (read_at - since)}
                     tracked.log({f"train/{k}": v for k, v in values.items()}, step)
-                    since, images = now, 0  # of this rank
+                    since, images = read_at, 0  # of this rank
                 if step % of_epoch == 0:
+                    mean = mean_loss(of_epochs, epoch_count)
+                    of_epochs.zero_()
+                    epoch_count = 0
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
                     penalty = optim.penalty_of(engine.optimizer)  # not part of the loss
                     if penalty is not None:
@@ -191,7 +198,8 @@ def epochs(
                         tracked.log({"train/penalty": penalty}, step)
                     if not is_finite(method):  # the loss does not show what the last step did
                         raise _diverged(run, "a weight", step, lr)
-                saving.take(TrainingProgress(step, history, count, ranks.world()), method)
+                now = TrainingProgress(step, history, count, ranks.world(), epoch_count)
+                saving.take(now, method)
     return history
 
 

@@ -2,8 +2,8 @@
 
 Both are copied between two steps and written by a thread. Checkpoints are written at intervals of
 time. At SIGTERM, SIGUSR1 or Ctrl-C, all ranks stop after the same step, write one more and exit.
-Weights that are not finite are not written, so a training that diverged keeps the checkpoint of its
-last good weights.
+Trained weights that are not finite are not written, with a warning, so a training that diverged
+keeps the checkpoint of its last good weights.
 """
 
 from __future__ import annotations
@@ -53,33 +53,38 @@ class TrainingProgress:
     """The progress of a training, without its tensors.
 
     step: finished optimizer steps. history: one entry per finished epoch. losses: number of summed
-    losses. ranks: number of ranks.
+    losses. ranks: number of ranks. epoch_losses: number of those of the epoch that were read.
     """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     losses: int = 0
     ranks: int = 1
+    epoch_losses: int = 0
 
 
 class TrainingState:
     """All that an optimizer step changes, as tensors by name: the state of a method, its optimizer,
     torch's random generators and running sums.
 
-    A method's state consists of its parameters and buffers, trained or not, but not of plain
-    attributes. Create it before the first step; parameters added later are not included.
+    A method's state consists of its parameters and persistent buffers, trained or not, but not of
+    plain attributes or other buffers, which `prepare` makes again. Create it before the first step;
+    parameters added later are not included.
     """
 
     def __init__(self, engine: Any, method: Trained, sums: Mapping[str, Tensor]) -> None:
         """sums: scalars of this rank on the engine's device; resuming on another number of ranks
         uses their mean."""
-        self._module = dict(method.named_parameters()) | dict(method.named_buffers())
+        persistent = method.state_dict(keep_vars=True).keys()
+        buffers = {name: buffer for name, buffer in method.named_buffers() if name in persistent}
+        self._module = dict(method.named_parameters()) | buffers
         self._optimizer = optim.own(engine.optimizer)
         names = {tensor: name for name, tensor in self._module.items()}
         stepped, self._own = (
             {names[p]: p for group in optimizer.param_groups for p in group["params"]}
             for optimizer in (engine.optimizer, self._optimizer)
         )
+        self.trained = [MODULE + name for name in stepped]  # in the names of `copy`
         self.device = engine.device
         self._sums = sums
         self._keepers = dict.fromkeys(stepped, 0)  # a rank with the optimizer's state of each
@@ -251,8 +256,11 @@ class Saving:
         facts = json.dumps(dataclasses.asdict(progress))
 
         def write() -> None:
-            if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                return  # the training is about to end
+            if not all(tensors[name].isfinite().all() for name in self._state.trained):
+                log.warning(
+                    f"no checkpoint of step {progress.step}: a trained weight is not finite"
+                )
+                return
             try:
                 files.write(progress.step, tensors, facts)
             except OSError as error:  # training itself needs no disk space

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from engine.errors import DivergedError, PreemptedError
 from engine.machine import preemption
+from engine.recipe.methods import METHODS as METHODS_BY_NAME
 from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
@@ -48,6 +49,27 @@ BASES = ((), (f"model.arch={CONV}",), (f"model.arch={CONV}", "model.channels_las
 def empty(grid: Grid, tmp_path: Path) -> Grid:
     """The benchmark with base models and no other cell."""
     return grid.elsewhere(tmp_path / "runs", *(grid.builder(*words) for words in BASES))
+
+
+TRAINED = [
+    name for name in METHODS_BY_NAME.names() if METHODS_BY_NAME.planned({"module": name}).trains
+]
+OF_CLIP = ("carot", "flyp", "lipsum_ft", "tracer")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[] if name == "flyp" else pytest.mark.slow) for name in TRAINED],
+)
+def test_every_method_that_trains_resumes_from_a_checkpoint(grid, tmp_path, request, method):
+    words = [f"method={method}", f"runs={tmp_path / 'runs'}", EVERY_STEP, "train.epochs=1"]
+    if method in OF_CLIP:
+        words = [*request.getfixturevalue("clip_words"), *words]
+    if method == "linear_probe":
+        words.append("method.variant=released")  # the other has no steps
+    interrupted(grid.builder(*words), 2)
+    _, steps = resumed(grid, *words)
+    assert steps == [3]
 
 
 def stored(grid: Grid) -> list[Path]:

@@ -312,3 +312,13 @@ def test_what_ranks_cannot_share_is_refused_by_the_key_to_set(grid: Grid, monkey
         ValueError, match=r"has 1 images, but training batch norms needs.*change train\.batch_size"
     ):
         loop.synchronise_norms(few.method, on(GPU, few.builder))
+
+
+def test_an_epochs_loss_is_the_mean_of_its_steps_however_often_it_is_read(grid, monkeypatch):
+    losses = []
+    for every in (50, 1):
+        monkeypatch.setattr(loop, "LOOK_EVERY", every)
+        case = prepared(grid, "optimizer.lr=0.2", "train.epochs=1")
+        with loop.initialized(case.method, case.builder) as engine:
+            losses += [row["loss"] for row in loop.epochs(engine, case.method, case.builder)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
