@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas
 import pyarrow as pa
@@ -22,6 +23,7 @@ from loaders.files.root import READABLE
 TEXTS = ("image", "set", "source")
 SCORES = ("correct", "score")
 COLUMNS = (*TEXTS, "seed", *SCORES, "label", "prediction")
+LONGEST = 4096  # characters of a text
 MOST, MOST_ROWS = 2 << 30, 50_000_000  # uncompressed bytes and rows of a Parquet file
 
 
@@ -139,6 +141,14 @@ def _of_csv(path: Path) -> pa.Table:
 
 
 def _of_json(path: Path) -> pa.Table:
+    decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    with path.open("rb") as lines:  # pyarrow crashes on values that are nested too deep
+        for number, line in enumerate(lines, start=1):
+            try:
+                if not line.isspace():
+                    decoder.decode(line)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise ValueError(f"{path}, row {number} is not a JSON object: {error}") from error
     texts: dict[str, pa.DataType] = {name: pa.string() for name in TEXTS}  # and never a date
     try:
         found = _with_texts(path, texts)
@@ -165,18 +175,40 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _of_parquet(path: Path) -> pa.Table:
-    file = pq.ParquetFile(path)
+    schema = pq.read_schema(path)
+    names = [name for name in COLUMNS if name in schema.names]
+    of_text = [name for name in names if not pa.types.is_primitive(schema.field(name).type)]
+    # A text that a file stores once is in memory once, however often it is repeated.
+    file = pq.ParquetFile(path, read_dictionary=of_text)
     parts = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
     if sum(part.total_byte_size for part in parts) > MOST or file.metadata.num_rows > MOST_ROWS:
         raise ValueError(f"{path} has more than {MOST:,} bytes or {MOST_ROWS:,} rows")
-    names = [name for name in COLUMNS if name in file.schema_arrow.names]
     batches, total = [], 0
     for batch in file.iter_batches(columns=names):  # the sizes above are the file's own claims
         batches.append(batch)
-        total += batch.nbytes
+        total += sum(
+            of.indices.nbytes if isinstance(of, pa.DictionaryArray) else of.nbytes
+            for of in batch.columns
+        )
         if total > MOST:
             raise ValueError(f"{path} has more than {MOST:,} bytes")
-    return pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(n) for n in names]))
+    table = pa.Table.from_batches(batches)
+    for place, name in enumerate(table.column_names):
+        if pa.types.is_dictionary(table.schema.field(name).type):
+            table = table.set_column(place, name, _texts(table[name], name, path))
+    return table
+
+
+def _texts(values: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
+    """The texts of a dictionary. Raises ValueError for one that is too long to be repeated."""
+    lengths = (
+        pc.call_function("max", [pc.call_function("binary_length", [chunk.dictionary])]).as_py()
+        for chunk in values.chunks
+    )
+    longest = max((length or 0 for length in lengths), default=0)
+    if longest > LONGEST or longest * len(values) > MOST:
+        raise ValueError(f"{path} has a {name} of {longest:,} characters in {len(values):,} rows")
+    return values.cast(pa.string())
 
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {

@@ -270,3 +270,18 @@ def test_what_tables_leave_unknown_is_noted(tmp_path):
     )
     assert row["notes"].startswith(f"Without labels of {files[1]}, equal true classes are not")
     assert row["sources"] == pytest.approx(6) and row["difference"] == 0
+
+
+def test_a_text_that_a_small_file_repeats_and_deep_json_are_refused(tmp_path):
+    text = pa.array(["a" * 1_000_000]).dictionary_encode().take(pa.array([0] * 3000))
+    table = pa.table(
+        {"image": [f"{k}" for k in range(3000)], "source": text, "correct": [1] * 3000}
+    )
+    pq.write_table(table, path := tmp_path / "x.parquet")
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(ValueError, match="a source of 1,000,000 characters in 3,000 rows"):
+        read_scores(path)
+    deep = tmp_path / "x.jsonl"
+    deep.write_text('{"image": "a", "correct": 1, "x": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
+    with pytest.raises(ValueError, match=r"x\.jsonl, row 1 is not a JSON object"):
+        read_scores(deep)
