@@ -97,28 +97,46 @@ def rows(name: str, device: torch.device, scale: Scale, seconds: float) -> Itera
 
 def hold(contest: Contest, device: torch.device, *, seconds: float) -> list[dict[str, Any]]:
     """A row for each peer. ratio: our time over the peer's, the median of paired runs, with its
-    quartiles `low` and `high`; ms: medians. Raises AssertionError of the contest's check."""
+    quartiles `low` and `high`; ms: medians; failed: why a peer has no time, where it lacks memory.
+    Raises AssertionError of the contest's check."""
     contest.check()
-    entrants = (contest.ours, *contest.peers)
+    failures: dict[str, str] = {}
     ours, *theirs = interleave(
-        [entrant.run for entrant in entrants],
+        [contest.ours.run, *(_while_it_fits(peer, failures) for peer in contest.peers)],
         device,
         seconds=seconds,
         least=contest.rounds,
         processor_time=contest.processor_time,
         warm=contest.warm,
     )
-    rows = []
+    rows, ms = [], statistics.median(ours)
     for peer, times in zip(contest.peers, theirs, strict=True):
+        row = {"contest": contest.name, "ours": contest.ours.name, "peer": peer.name}
+        if peer.name in failures:
+            row |= {"ms": ms, "rounds": len(ours), **contest.ours.rates(ms)}
+            rows.append(row | {"failed": failures[peer.name]})
+            continue
         ratios = [a / b for a, b in zip(ours, times, strict=True)]
         low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-        ms, peer_ms = statistics.median(ours), statistics.median(times)
-        row = {"contest": contest.name, "ours": contest.ours.name, "peer": peer.name}
+        peer_ms = statistics.median(times)
         row |= {"ms": ms, "peer_ms": peer_ms, "ratio": ratio, "low": low, "high": high}
         row |= {"rounds": len(ours), **contest.ours.rates(ms)}
         row |= {f"peer_{name}": rate for name, rate in peer.rates(peer_ms).items()}
         rows.append(row)
     return rows
+
+
+def _while_it_fits(peer: Entrant, failures: dict[str, str]) -> Run:
+    """A peer's run until memory does not suffice, which `failures` then says by its name."""
+
+    def run() -> None:
+        if peer.name not in failures:
+            try:
+                peer.run()
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                failures[peer.name] = (str(error) or repr(error)).splitlines()[0]
+
+    return run
 
 
 def tried(peer: str, build: Callable[[], Entrant]) -> list[Entrant]:

@@ -2,9 +2,10 @@
 
 On a GPU ViT-B/16 at 224 px, its products in bf16, in batches of 64 and 256: as the model is;
 compiled as the engine does, for batches of any size; compiled for one size; and compiled with the
-residual stream in bf16 (`train.precision=bf16_residual`). The kernels of a compiled FT step are
-listed, with the GPU's idle share. On a CPU ViT-S in batches of 8. Images
-wait on the device; LwF's teacher logits and EWC's Fisher are at hand, as they are in a campaign.
+residual stream in bf16 (`train.precision=bf16_residual`). A compiled row fails if any of it would
+run eager, and `graphs` counts its form's graphs so far. The kernels of a compiled FT step are
+listed, with the GPU's idle share. On a CPU ViT-S in batches of 8. Images wait on the device; LwF's
+teacher logits and EWC's Fisher are at hand, as they are in a campaign.
 mfu counts the model's passes, whatever else a method does, over the data sheet's rate, or that of
 the best product measured here. peak_mb, on a GPU: the most that tensors held.
 """
@@ -12,7 +13,7 @@ the best product measured here. peak_mb, on a GPU: the most that tensors held.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,23 +40,41 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     on_gpu = device.type == "cuda"
     batches = (2, 4) if scale.quick else (64, 256) if on_gpu else (8,)
     model = vit.build(device, scale.quick, "ViT-B" if on_gpu else "ViT-S", max(batches))
-    for form, dynamic in FORMS.items():
-        if dynamic is not None and not on_gpu:
-            continue
-        net = model.net
-        if form == RESIDUAL:
-            pass_on_bf16(net)
+    for form in FORMS if on_gpu else ("",):
+        for contest in of_form(model, form, batches):
+            yield contest
+            if FORMS[form]:
+                print(kernels_of(contest.ours.run, device))
+
+
+def of_form(
+    model: vit.FlatViT, form: str, batches: Sequence[int], backend: str | Callable = "inductor"
+) -> Iterator[Contest]:
+    """The contests of one of `FORMS`, one for each batch size.
+
+    A compiled one raises torch's FailOnRecompileLimitHit, or Unsupported for a graph break, where a
+    pass would run eager."""
+    dynamic, net = FORMS[form], model.net
+    if form == RESIDUAL:
+        pass_on_bf16(net)
+    if dynamic is not None:
+        # All forms share the code of one forward pass, and Dynamo limits the graphs of a code.
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        net = torch.compile(
+            net, dynamic=None if dynamic else False, fullgraph=True, backend=backend
+        )
+    for batch in batches:
+        part = replace(model.at_most(batch), net=net)
+        if dynamic:
+            torch._dynamo.maybe_mark_dynamic(part.images, 0)  # as engine.models.execution
+        fine_tuning, *others = _entrants(part)
         if dynamic is not None:
-            net = torch.compile(net, dynamic=None if dynamic else False)
-        for batch in batches:
-            part = replace(model.at_most(batch), net=net)
-            if dynamic:
-                torch._dynamo.maybe_mark_dynamic(part.images, 0)  # as engine.models.execution
-            fine_tuning, *others = _entrants(part)
-            name = f"{model.kind} x {batch}{form}"
-            yield Contest(name, fine_tuning, tuple(others), processor_time=True)
-            if dynamic:
-                print(kernels_of(fine_tuning.run, device))
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            assert graphs, f"{model.kind} x {batch}{form} did not compile"
+            fine_tuning = replace(fine_tuning, facts={"graphs": graphs, **fine_tuning.facts})
+        name = f"{model.kind} x {batch}{form}"
+        yield Contest(name, fine_tuning, tuple(others), processor_time=True)
 
 
 def _entrants(model: vit.FlatViT) -> list[Entrant]:
@@ -88,7 +107,7 @@ def _entrants(model: vit.FlatViT) -> list[Entrant]:
         backward()
         penalised.adamw_([model.grad], steps=[3], lr=LR, weight_decay=1e-2, lam=LAM)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # as the teacher, so both take the same graph
     def evaluation() -> None:
         """Adds up the right answers, which stay on the device."""
         with vit.autocast(device):

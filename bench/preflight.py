@@ -2,8 +2,9 @@
 
 In a minute: those checks of `rib doctor` that stages depend on, room, and what a GPU says of
 itself; then a kernel, a compiled function, an epoch by DeepSpeed, the rates of a copy and of a
-product, and with two GPUs of an exchange. A line and a row for each; exit status 1 where one that
-is required is not ok.
+product, and with two GPUs of an exchange. A line and a row for each as soon as it is known; exit
+status 1 where one that is required is not ok. A check that takes longer than `LIMIT_S` is the last:
+those after it would wait for the same driver.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +35,8 @@ PACKAGES = (
     *("tqdm", "psutil", "filelock>=4.3", "pytest"),
 )
 FACTS = "driver_version,clocks.max.sm,clocks.sm,power.limit,mig.mode.current,ecc.mode.current"
+LIMIT_S = 40.0  # of a check
+PEER_ACCESS = "export NCCL_P2P_DISABLE=1, or disable ACS in the BIOS (IOMMU off)"
 ERROR = 1e-6  # of a kernel in float32, relative to the largest number
 
 
@@ -158,9 +164,13 @@ def product(device: torch.device) -> Diagnosis:
 def exchange(device: torch.device) -> Diagnosis:
     from bench import ranks
 
-    return Diagnosis(
-        OK, f"{ranks.exchanged(2, device.type, ranks.BYTES):.3g} GB/s of an all-reduce"
-    )
+    seconds = 0.9 * LIMIT_S
+    try:
+        rate = ranks.exchanged(2, device.type, ranks.BYTES, seconds)
+    except subprocess.TimeoutExpired:
+        detail = f"two GPUs did not exchange within {seconds:.0f} s: peer access may be broken"
+        return Diagnosis(WRONG, detail, PEER_ACCESS)
+    return Diagnosis(OK, f"{rate:.3g} GB/s of an all-reduce")
 
 
 def _ms(run: Callable[[], object], device: torch.device) -> float:
@@ -184,15 +194,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, help="folder for the rows")
     options = parser.parse_args(arguments)
-    rows, harmful = [], False
-    for check, diagnosis in doctor.shown(checks(torch.device(options.device))):
+    from bench.report import Results
+
+    device = torch.device(options.device)
+    rows, harmful, results = [], False, Results(options.out, "preflight", device)
+    for check, diagnosis in doctor.shown(_limited(checks(device))):
         rows.append({"check": check.name, "state": diagnosis.state, "detail": diagnosis.detail})
         harmful |= diagnosis.is_harmful
-    if options.out:
-        from bench.report import Results
-
-        Results(options.out, "preflight", torch.device(options.device)).write(rows=rows)
+        results.write(rows=rows)
     return int(harmful)
+
+
+def _limited(checks: Sequence[Check]) -> Iterator[Check]:
+    """The checks in threads of their own, until one of them takes too long."""
+    late = False
+
+    def look(check: Check) -> Diagnosis:
+        nonlocal late
+        answer: Future[Diagnosis] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(check.look())
+            except Exception as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            return answer.result(LIMIT_S)
+        except TimeoutError:
+            late = not answer.done()
+            if not late:  # the check's own
+                raise
+            detail = f"no answer within {LIMIT_S:g} s; the checks after it did not run"
+            return Diagnosis(WRONG, detail, "nvidia-smi and dmesg may say what hangs")
+
+    for check in checks:
+        if not late:
+            yield check._replace(look=partial(look, check))
 
 
 if __name__ == "__main__":

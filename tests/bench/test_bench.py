@@ -14,7 +14,7 @@ import torch
 
 import bench
 from bench import __main__ as command
-from bench import contest, headline, transport
+from bench import contest, headline, transport, vit
 from bench.contest import Contest, Entrant, Scale, interleave, processor_seconds
 
 CPU = torch.device("cpu")
@@ -66,6 +66,16 @@ def test_a_row_has_the_median_of_paired_ratios_and_the_rates(monkeypatch):
         "low": 0.75, "high": 1.25, "rounds": 3, "images_s": 400, "mfu": 0.25, "peak_mb": 7,
         "peer_gb_s": 50,
     }  # fmt: skip
+
+
+def test_a_peer_that_lacks_memory_is_a_row_and_stops_no_other():
+    def lacks() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 40 GB")
+
+    peers = (Entrant("large", lacks), PEER)
+    first, second = contest.hold(Contest("c", OURS, peers), CPU, seconds=0)
+    assert first["failed"] == "CUDA out of memory." and "ratio" not in first and first["ms"] >= 0
+    assert second["ratio"] > 0 and "failed" not in second
 
 
 def test_what_gives_another_result_is_not_timed_and_stops_no_other_case(replaced, tmp_path, capsys):
@@ -139,6 +149,37 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     monkeypatch.setattr(kernels, "distill_loss", lambda *a, **k: 1.001 * right(*a, **k))
     with pytest.raises(AssertionError):
         kernels._distill(8, 100, CPU, compiles=False).check()
+
+
+def test_every_pass_of_a_compiled_row_runs_a_graph(monkeypatch):
+    """With a backend that counts graphs and their runs. Beyond Dynamo's limit, nothing is timed."""
+    graphs, runs = [], []
+
+    def backend(module, _):
+        graphs.append(module)
+
+        def run(*inputs):
+            runs.append(module)
+            return module(*inputs)
+
+        return run
+
+    bf16 = lambda device: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
+    monkeypatch.setattr(vit, "autocast", bf16)  # as on a GPU
+    model = vit.build(CPU, quick=True)
+    for form in (form for form, dynamic in headline.FORMS.items() if dynamic is not None):
+        for current in headline.of_form(model, form, (2, 4), backend):
+            for entrant in (current.ours, *current.peers):
+                runs.clear()
+                entrant.run()
+                assert len(runs) == 1, f"{current.name}, {entrant.name}: a pass ran eager"
+            assert current.ours.facts["graphs"] >= 1
+    assert len(graphs) == 2 + 2 * 2 + 2
+    one_size = headline.of_form(model, ", compiled for one size", (2, 4), backend)
+    too_many = pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit)
+    with torch._dynamo.config.patch(recompile_limit=1), too_many:
+        for current in one_size:
+            current.ours.run()
 
 
 def test_the_kernels_of_a_run_are_listed_with_the_idle_share():

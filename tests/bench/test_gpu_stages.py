@@ -1,5 +1,6 @@
 """The stages of `make gpu`: what becomes of each, what is written, what a bare machine runs."""
 
+import argparse
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import campaign, gpu
+from bench import campaign, gpu, photos, ranks
 from bench.gpu import ROOT, Stage, stages
 from engine.commands import doctor
 from engine.recipe.campaigns import recipe_names
@@ -125,9 +126,46 @@ def test_cells_on_one_rank_and_two_are_close_and_jobs_run_side_by_side(tmp_path)
     status, outcomes = run(tmp_path, "ranks", "--small")
     assert status == 0, outcomes
     by_what = {(row["what"], row["ranks"]): row for row in rows_of(tmp_path, "ranks")}
-    for arch in ("test_vit", "test_resnet"):
-        assert 0 < by_what[f"cell, {arch}", 2]["apart"] < 1e-5
+    for case in ("test_vit, auto", "test_vit, fp32", "test_resnet, auto"):
+        assert by_what[f"cell, {case}", 1]["apart"] == 0
+        assert 0 < by_what[f"cell, {case}", 2]["apart"] < 1e-4
     assert by_what["exchange", 2]["gb_s"] > 0 and by_what["jobs side by side", 2]["seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["tensor.clone()", "all_reduced.neg()", "8 * all_reduced"])
+def test_ranks_that_exchange_wrongly_are_red(gradient, tmp_path, monkeypatch):
+    """Every all-reduce of more than a thousand numbers gives something else: a rank's own, the
+    negative, eight times as much."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torch.distributed as dist\n"
+        "right = dist.all_reduce\n"
+        "def wrong(tensor, *words, **options):\n"
+        "    all_reduced = tensor.clone()\n"
+        "    work = right(all_reduced, *words, **options)\n"
+        "    is_gradient = tensor.numel() > 1000\n"
+        f"    tensor.copy_({gradient} if is_gradient else all_reduced)\n"
+        "    return work\n"
+        "dist.all_reduce = wrong\n"
+    )
+    options = argparse.Namespace(device="cpu", small=True)
+    for seed, name in enumerate(("upstream", "first")):
+        photos.draw(tmp_path / "images" / name, seed, 3, 8, 40)
+    ranks._cell(tmp_path, "test_vit", "auto", 1, options)
+    right = ranks._environment()
+    monkeypatch.setattr(ranks, "_environment", lambda: right | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    with pytest.raises(ValueError, match=r"on 2 ranks is [\d.]+ apart from one rank's weights"):
+        ranks._cell(tmp_path, "test_vit", "auto", 2, options)
+
+
+def test_jobs_side_by_side_take_the_gpus_that_the_caller_may_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    seen = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: seen.append(env))
+    options = argparse.Namespace(device="cuda", small=True)
+    for number in range(2):
+        ranks._train(tmp_path / "job", "test_vit", "auto", 1, options, number)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["4", "5"]
 
 
 @pytest.mark.slow

@@ -4,12 +4,17 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import torch
 
 from bench import preflight
+from bench.report import ROOT
 from engine.commands import doctor
 from engine.commands.doctor import OK, WRONG, Check, Diagnosis
 
@@ -64,6 +69,43 @@ def test_lines_and_rows_and_the_exit_status(monkeypatch, tmp_path, capsys):
     assert "wrong    GPU        none (all); fix: buy one" in capsys.readouterr().out
     rows = json.loads((tmp_path / "preflight-cpu.json").read_text())["rows"]
     assert [row["state"] for row in rows] == [OK, WRONG] and rows[0]["detail"].endswith(" GB/s")
+
+
+def test_a_check_that_hangs_is_the_last_and_keeps_the_rows_before_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(preflight, "LIMIT_S", 0.2)
+    looks = {"copy": partial(preflight.copy, CPU), "driver": partial(time.sleep, 30)}
+    looks["after"] = partial(Diagnosis, OK, "")
+    every = [Check(name, "rate", look) for name, look in looks.items()]
+    monkeypatch.setattr(preflight, "checks", lambda _: every)
+    assert preflight.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    rows = json.loads((tmp_path / "preflight-cpu.json").read_text())["rows"]
+    assert [(row["check"], row["state"]) for row in rows] == [("copy", OK), ("driver", WRONG)]
+    assert "no answer within 0.2 s" in capsys.readouterr().out
+
+
+def test_killed_at_a_check_it_keeps_the_rows_before_it(tmp_path):
+    program = (
+        "import os, torch\n"
+        "from bench import preflight\n"
+        "from engine.commands.doctor import OK, Check, Diagnosis\n"
+        "rows = [Check('first', '', lambda: Diagnosis(OK, '')),\n"
+        "        Check('second', '', lambda: os.kill(os.getpid(), 9))]\n"
+        "preflight.checks = lambda _: rows\n"
+        f"preflight.main(['--device', 'cpu', '--out', {str(tmp_path)!r}])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
+    rows = json.loads((tmp_path / "preflight-cpu.json").read_text())["rows"]
+    assert [row["check"] for row in rows] == ["first"]
+
+
+def test_two_gpus_that_do_not_exchange_are_told_of_peer_access(monkeypatch):
+    def hangs(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    seen = preflight.exchange(CPU)
+    assert seen.state == WRONG and "within 36 s" in seen.detail
+    assert "NCCL_P2P_DISABLE=1" in seen.cure and "ACS" in seen.cure
 
 
 @pytest.mark.slow
