@@ -16,8 +16,9 @@ envvars: "RIB_WORKFLOW"
 # Snakemake's: braces in its path would be wildcards.
 GRIDS = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text("utf-8"))
 # Huge pages for malloc save a tenth of the time on a CPU. glibc reads the variable at start.
+# torch.compile would start as many processes as the machine has cores, in each of several jobs.
 JOB = (
-    "export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
+    "export OMP_NUM_THREADS={threads} TORCHINDUCTOR_COMPILE_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
     "{params.command}"
 )
 # Runs a job's program. The plan's folder, the job and the program follow as arguments.

@@ -26,6 +26,7 @@ IMPORT_S = 120
 PIP = "pip install --force-reinstall"
 TORCH = f"{PIP} torch torchvision"
 CUDA_12 = f"{PIP} 'torch>=2.9' torchvision --index-url https://download.pytorch.org/whl/cu126"
+COMPAT = "apt-get install cuda-compat-13-0 (forward compatibility of driver 535 or newer)"
 FFCV = "apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install ffcv==1.0.2"
 APEX = "pip uninstall apex; build https://github.com/NVIDIA/apex"  # PyPI's is another project
 DEEPSPEED, TRITON = f"{PIP} 'deepspeed>=0.18'", f"{PIP} triton"
@@ -187,11 +188,13 @@ def torch_for(driver: str) -> str:
     """The command that installs a torch for this version of NVIDIA's driver.
 
     PyPI's torch is built for CUDA 13, which requires driver 580; CUDA 12 requires 525 (NVIDIA's
-    CUDA Compatibility, table 1). torch 2.9 and later support no older CUDA.
+    CUDA Compatibility, table 1). torch 2.9 and later support no older CUDA. On data-centre GPUs,
+    NVIDIA's forward-compatibility package runs CUDA 13 with driver 535 and newer.
     """
     release = int(driver.partition(".")[0])
+    compat = f"; on a data-centre GPU also: {COMPAT}" if release >= 535 else ""
     old = CUDA_12 if release >= 525 else "install driver 525 or newer, which CUDA 12 requires"
-    return TORCH if release >= 580 else old
+    return TORCH if release >= 580 else old + compat
 
 
 def compiler(facts: Mapping[str, Any]) -> Diagnosis:

@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
     from engine.machine.devices import device_name
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _check_gpu(plan.device)
     device = ranks.start(plan.device)
     if ranks.rank() == 0:
         placed = Placed(device=device_name(device), processes=ranks.world())
@@ -148,6 +151,23 @@ def _make_cells(arguments: argparse.Namespace, plan: Plan, device: torch.device)
         make_column(plan, column, device)
     else:
         make_cells(plan, column, device, arguments.cells)
+
+
+def _check_gpu(device: str) -> None:
+    """Raises ValueError if jobs on GPUs cannot work on this machine: for lack of a driver, or of the
+    compiler and headers that Triton calls, which a cluster's nodes may lack where its login node
+    has them."""
+    import torch
+
+    from engine.commands import doctor
+
+    on_gpu = torch.cuda.is_available()
+    if device == "cpu" or (device == "auto" and not on_gpu):
+        return
+    facts = {"gpus": ["any"]} if on_gpu else doctor.torch_facts()
+    look = doctor.compiler if on_gpu else doctor.gpu
+    if (diagnosis := look(facts)).state != doctor.OK:
+        raise ValueError(f"{platform.node()}: {diagnosis.detail}; fix: {diagnosis.cure}")
 
 
 def report(plan: Plan) -> None:

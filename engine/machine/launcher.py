@@ -35,9 +35,11 @@ def main(words: Sequence[str]) -> int:
         signal.signal(heard, pass_on)
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal also sends it to the ranks
     shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "RIB_LAUNCH": "1"}
-    # torch.compile would start as many processes per rank as the job has cores.
-    compilers = max(1, len(os.sched_getaffinity(0)) // int(number))
-    settings = {"TORCHINDUCTOR_COMPILE_THREADS": str(compilers), **os.environ, **shared}
+    # Each rank would compute, and compile, on all of the job's cores.
+    cores = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    threads = str(max(1, cores // int(number)))
+    shared |= {"OMP_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads}
+    settings = {**os.environ, **shared}
     for rank in range(int(number)):
         environment = {**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         command = [sys.executable, "-P", "-m", module, *rest]

@@ -96,9 +96,10 @@ def initialized(method: Trained, run: Run) -> Iterator[Any]:
             f"train.batch_size={recipe.train.batch_size} is not divisible by {ranks.world()} "
             f"ranks x train.accumulation={recipe.train.accumulation}"
         )
-    synchronise_norms(method, run)
+    # SyncBatchNorm would break the graph at every norm, and wait for the GPU there.
+    option = "never" if synchronise_norms(method, run) else recipe.train.compile
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
-    compile_in_place(method.net, recipe.train.compile, run.device)
+    compile_in_place(method.net, option, run.device)
 
     def optimizer(_: object) -> torch.optim.Optimizer:
         if recipe.model.channels_last:
@@ -209,13 +210,14 @@ def learning_norms(method: Trained) -> list[nn.Module]:
     return [norm for norm in norms if norm.training]
 
 
-def synchronise_norms(method: Trained, run: Run) -> None:
-    """On several ranks, let batch norms use the whole micro-batch (torch's SyncBatchNorm).
+def synchronise_norms(method: Trained, run: Run) -> bool:
+    """On several ranks, let batch norms use the whole micro-batch (torch's SyncBatchNorm). Returns
+    whether there are any.
 
     Raises ValueError on CPUs, and if a rank would have no sample of a micro-batch.
     """
     if ranks.world() == 1 or not learning_norms(method):
-        return
+        return False
     if run.device.type != "cuda":
         raise ValueError(
             f"training batch norms on several ranks requires GPUs: {FREEZE}, or use one rank"
@@ -228,6 +230,7 @@ def synchronise_norms(method: Trained, run: Run) -> None:
             f"one per rank ({ranks.world()}): {FREEZE}, or change train.batch_size"
         )
     method.net = convert_sync_batchnorm(method.net)
+    return True
 
 
 def mean_loss(losses: torch.Tensor, count: int) -> float:

@@ -8,7 +8,18 @@ import pytest
 
 from engine import cli
 from engine.commands import doctor
-from engine.commands.doctor import APEX, CUDA_12, FFCV, MISSING, OK, TORCH, WRONG, Check, Diagnosis
+from engine.commands.doctor import (
+    APEX,
+    COMPAT,
+    CUDA_12,
+    FFCV,
+    MISSING,
+    OK,
+    TORCH,
+    WRONG,
+    Check,
+    Diagnosis,
+)
 from engine.errors import ShadowedError
 from engine.machine import entry
 from helpers.processes import ROOT, programs, run
@@ -66,15 +77,18 @@ def test_no_compiler_and_one_that_cannot_compile(programs_are):
     assert seen.cure == "apt-get install g++ python3-dev"
 
 
+ALSO = f"; on a data-centre GPU also: {COMPAT}"
+
+
 @pytest.mark.parametrize(
     ("driver", "facts", "visible", "detail", "cure"),
     [
         ("580.65.06", OLD, None, "none with driver 580.65.06; too old", TORCH),
         ("525.60.13", OLD, None, "none with driver 525.60.13; too old", CUDA_12),
         ("470.256", OLD, None, "too old", "install driver 525 or newer, which CUDA 12 requires"),
-        ("570.86", {"cuda": None}, "0", "torch 2.9.0 is a build for CPUs", CUDA_12),
+        ("570.86", {"cuda": None}, "0", "torch 2.9.0 is a build for CPUs", f"{CUDA_12}{ALSO}"),
         ("570.86", {}, "", "CUDA_VISIBLE_DEVICES= hides them", "unset CUDA_VISIBLE_DEVICES"),
-        ("570.86", {"error": "no torch"}, None, "torch cannot be imported", CUDA_12),
+        ("570.86", {"error": "no torch"}, None, "torch cannot be imported", f"{CUDA_12}{ALSO}"),
     ],
 )
 def test_a_driver_whose_gpus_torch_does_not_see(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from engine.campaigns import job_states
 from engine.campaigns.plan import Plan
-from engine.commands import job
+from engine.commands import doctor, job
 from helpers import campaigns, grids
 from helpers.processes import ROOT, run
 
@@ -65,6 +65,24 @@ def claimed(folder: Path, count: int, number: int) -> tuple[subprocess.Popen[str
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, **pipes)
     return process, [int(word) for word in process.stdout.readline().split()]
+
+
+def test_a_job_on_a_gpu_without_a_compiler_or_driver_says_so_in_a_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job._check_gpu("auto")  # a job on a CPU
+    facts = {"error": "", "cuda": "13.0", "gpus": [], "warnings": ["too old"], "version": "2.15"}
+    monkeypatch.setattr(doctor, "torch_facts", lambda: facts)
+    monkeypatch.setattr(doctor, "answer", lambda *_, **__: "570.86\n")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(ValueError, match=r"sees none with driver 570.86; too old; fix: .*compat"):
+        job._check_gpu("cuda")
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device in ("auto", "cuda"):
+        with pytest.raises(ValueError, match=r"g\+\+ did not start.*; fix: apt-get install g\+\+"):
+            job._check_gpu(device)
 
 
 def test_jobs_of_several_gpus_have_different_ones(tmp_path):

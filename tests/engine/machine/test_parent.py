@@ -146,7 +146,7 @@ from engine.machine import parent
 parent.follow_launcher()
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(76))
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-names += ("TORCHINDUCTOR_COMPILE_THREADS",)
+names += ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 sys.stdout.write(f"{[os.environ[name] for name in names]} {sys.argv[1]}\\n")
 sys.stdout.flush()
 if sys.argv[1] in ("kill", "exit") and os.environ["RANK"] == "1":
@@ -157,13 +157,12 @@ time.sleep(0 if sys.argv[1] == "end" else 60)
 
 @pytest.mark.parametrize(("how", "code"), [("kill", 137), ("exit", 75), ("end", 0), ("notice", 76)])
 def test_our_launcher_ends_as_its_ranks_do(tmp_path, how, code):
-    """And passes a scheduler's notice on to them."""
+    """And passes a scheduler's notice on to them. They divide the job's eight threads."""
     (tmp_path / "work.py").write_text(MODULE)
     words = ("-P", "-m", "engine.machine.launcher", "2", "work", how)
-    cores = max(1, len(os.sched_getaffinity(0)) // 2)
-    with process(*words, PYTHONPATH=f"{ROOT}:{tmp_path}") as launcher:
+    with process(*words, PYTHONPATH=f"{ROOT}:{tmp_path}", OMP_NUM_THREADS="8") as launcher:
         assert sorted([line(launcher), line(launcher)]) == [
-            f"['{rank}', '{rank}', '2', '2', '{cores}'] {how}" for rank in range(2)
+            f"['{rank}', '{rank}', '2', '2', '4', '4'] {how}" for rank in range(2)
         ]
         ranks = psutil.Process(launcher.pid).children()
         if how == "notice":

@@ -300,6 +300,19 @@ def test_several_gpus_train_torchs_synchronised_batch_norms(grid: Grid, monkeypa
     assert all(parameters[name] is before[name] for name in before)
 
 
+def test_synchronised_batch_norms_are_not_compiled(grid: Grid, monkeypatch):
+    """Of the graphs of a training, each covers a whole forward pass; SyncBatchNorm's would end at
+    every norm (`aten.nonzero`, for which the host waits)."""
+    made = prepared(grid, *LEARN, "train.compile=always")
+    options = []
+    monkeypatch.setattr(loop, "compile_in_place", lambda _, option, __: options.append(option))
+    for several in (False, True):
+        monkeypatch.setattr(loop, "synchronise_norms", lambda *_, several=several: several)
+        with loop.initialized(made.method, made.builder):
+            pass
+    assert options == ["always", "never"]
+
+
 def test_what_ranks_cannot_share_is_refused_by_the_key_to_set(grid: Grid, monkeypatch):
     made = prepared(grid, *LEARN)
     few = prepared(grid, *LEARN, "train.batch_size=24")  # and then one image
