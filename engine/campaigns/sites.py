@@ -52,7 +52,9 @@ def checked(options: RunOptions) -> RunOptions:
         if getattr(options, name) != getattr(RunOptions, name):
             raise ValueError(f"--{name} is an option of --executor {'|'.join(SCHEDULERS)}")
     # In a scheduler's allocation, a process may use fewer cores than the machine has.
-    default = QUEUED_CORES * options.gpus_per_job if is_queued else len(os.sched_getaffinity(0))
+    default = (
+        QUEUED_CORES * max(1, options.gpus_per_job) if is_queued else len(os.sched_getaffinity(0))
+    )
     cores = options.cores or default
     return dataclasses.replace(options, cores=cores)
 
@@ -63,7 +65,7 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     Raises ValueError if the recipe's device or the number of GPUs is not available, and
     CampaignError as the scheduler does.
     """
-    device, ranks = plans[0].recipe.device, options.gpus_per_job
+    device, ranks = plans[0].recipe.device, max(1, options.gpus_per_job)
     scheduler: Scheduler | None = None
     environment: Mapping[str, str] = {}
     words: tuple[str, ...] = ("--cores", str(options.cores))
@@ -82,10 +84,25 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
         there = torch.cuda.device_count() if device == "cuda" else 0
         if device == "cuda" and ranks > there:
             raise ValueError(f"--gpus-per-job {ranks}: this machine has {there} GPUs")
+        if there > 1 and not options.gpus_per_job:
+            ranks = _predicted_ranks(plans, there)
         words += ("--resources", f"gpu={there}")
     if ranks > 1 and device == "cpu":
         raise ValueError(f"--gpus-per-job {ranks}: the jobs run on CPUs")
     return Site(device, words, ranks, scheduler, environment)
+
+
+def _predicted_ranks(plans: Sequence[Plan], gpus: int) -> int:
+    """The GPUs per job with which campaigns are predicted to end first, as a line says."""
+    from engine.cost import estimate
+
+    costs = [estimate.of(plan.recipes, len(plan.rows)) for plan in plans]
+    device = estimate.gpu("A100")  # shares of times, which other GPUs have too
+    ranks = estimate.gpus_per_job(costs, device, gpus)
+    hours = {n: estimate.simulated(costs, device, gpus, n).hours for n in (1, ranks)}
+    gain = f", {hours[1] / hours[ranks]:.2g} times as fast as with 1" if ranks > 1 else ""
+    print(f"note: GPUs per job: {ranks} of {gpus}{gain} (predicted; --gpus-per-job overrides)")
+    return ranks
 
 
 def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:

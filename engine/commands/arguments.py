@@ -258,7 +258,9 @@ def _campaign_options(parser: Parser) -> None:
     add("--limit", type=at_least(FEWEST), metavar="N",
         help="smoke run: N images per dataset, one epoch, in a separate folder (default: no "
         "limit)")  # fmt: skip
-    add("--gpus-per-job", type=at_least(1), default=1, help="GPUs per job (default: 1)")
+    add("--gpus-per-job", type=at_least(1), default=0,
+        help="GPUs per job (default: those predicted to end first on this machine; 1 on a "
+        "cluster)")  # fmt: skip
     add = parser.add_argument_group("with --executor slurm").add_argument
     add("--partition", default="", help="partition (default: Slurm's)")
     add("--account", default="", help="account (default: Slurm's)")

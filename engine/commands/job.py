@@ -154,9 +154,9 @@ def _make_cells(arguments: argparse.Namespace, plan: Plan, device: torch.device)
 
 
 def _check_gpu(device: str) -> None:
-    """Raises ValueError if jobs on GPUs cannot work on this machine: for lack of a driver, or of the
-    compiler and headers that Triton calls, which a cluster's nodes may lack where its login node
-    has them."""
+    """Raises ValueError if jobs on GPUs cannot work on this machine: for lack of a driver, or of
+    the compiler and headers that Triton calls, which a cluster's nodes may lack where its login
+    node has them."""
     import torch
 
     from engine.commands import doctor

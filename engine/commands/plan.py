@@ -17,8 +17,10 @@ from engine.report import console
 
 if TYPE_CHECKING:
     from engine.cost.estimate import Device, Estimate
+    from engine.cost.schedule import Schedule
 
 GPUS = (1, 8, 64)
+BUSY = 0.85  # share of the GPUs' time, above which more of them would help most
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     for plan, each in zip(plans, estimates, strict=True):
         print(text(plan, each, devices, estimate.this_core(each.network)))
     if len(estimates) > 1:
-        print(f"\nall {len(estimates)} models, one after the other")
+        print(f"\nall {len(estimates)} models in one workflow")
         print("\n".join(_times(estimates, devices)))
 
 
@@ -76,13 +78,33 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device
 
 
 def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str]:
-    """The time of campaigns on 1, 8 and 64 GPUs, one line per kind of GPU."""
+    """The time of campaigns on 1, 8 and 64 GPUs, which share a workflow, and what binds it; two
+    lines per kind of GPU."""
+    from engine.cost import estimate
+
     gpus = ", ".join(map(str, GPUS))
     lines = []
     for device in devices:
-        each = [sum(estimate.hours(device, number) for estimate in estimates) for number in GPUS]
-        lines.append(f"{device.name:<12}{', '.join(map(_range, each))} on {gpus} GPUs")
+        each = [estimate.gpus_per_job(estimates, device, number) for number in GPUS]
+        schedules = [
+            estimate.simulated(estimates, device, number, per_job)
+            for number, per_job in zip(GPUS, each, strict=True)
+        ]
+        hours = ", ".join(_range(schedule.hours) for schedule in schedules)
+        lines.append(f"{device.name:<12}{hours} on {gpus} GPUs")
+        per_job = ", ".join(map(str, each))
+        binds = ", ".join(map(_binds, schedules))
+        lines.append(f"{'':<12}with --gpus-per-job {per_job}; binds: {binds}")
     return lines
+
+
+def _binds(schedule: Schedule) -> str:
+    """What would have to be faster for the workflow to end earlier."""
+    longest = max(end - begin for name, (begin, end) in schedule.spans.items() if "column" in name)
+    if schedule.busy > BUSY:
+        return f"the GPUs ({schedule.busy:.0%} busy)"
+    share = longest / schedule.hours
+    return f"the longest column ({share:.0%} of the time, GPUs {schedule.busy:.0%} busy)"
 
 
 def _jobs(estimate: Estimate, devices: Sequence[Device]) -> list[str]:
@@ -95,8 +117,6 @@ def _jobs(estimate: Estimate, devices: Sequence[Device]) -> list[str]:
             f"  a column  {_time(column)} on one {device.name}; --gpus-per-job 2, 8: "
             f"{gains[0]:.2g}, {gains[1]:.2g} times as fast"
         )
-    if idle := [f"{estimate.idle(n)} of {n}" for n in GPUS if estimate.idle(n)]:
-        lines.append(f"  idle      {', '.join(idle)} GPUs have no column")
     return lines
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.cost import rates, work
+from engine.cost.schedule import Job, Schedule, simulate
 from engine.cost.work import Network, Work
 from engine.data import packs
 from engine.recipe.schema import Recipe
@@ -22,6 +23,7 @@ CALIBRATION_BYTES = 156  # extra with `evaluate.calibration`: measured on 8192 r
 PROCESS_GB = 3.0  # Python, torch, numba and compiled code
 COPIES = 4  # of a model in training: weights, gradient and two moments of the optimizer
 STEP_BYTES = 28  # memory traffic of an optimizer's step per fp32 parameter
+NEAR = 1.05  # a prediction does not tell apart what is closer
 NODE_GPUS = 8  # a job runs on one node
 
 
@@ -114,31 +116,29 @@ class Estimate:
         """Hours of the longest column, with this number of GPUs per job."""
         return max(device.hours(column, gpus) for column in self.columns)
 
-    def gpus_of_a_job(self, gpus: int) -> int:
-        """GPUs per column if the campaign has `gpus` GPUs: at most a node's, and a divisor of
-        `batch_size / accumulation`."""
-        train, most = self.recipe.train, min(NODE_GPUS, gpus // len(self.columns))
-        batch = train.batch_size // train.accumulation
-        return max((n for n in range(1, most + 1) if batch % n == 0), default=1)
-
-    def idle(self, gpus: int) -> int:
-        """The number of GPUs that get no column."""
-        each = self.gpus_of_a_job(gpus)
-        return gpus - each * min(len(self.columns), gpus // each)
-
-    def hours(self, device: Device, gpus: int) -> float:
-        """Hours of the campaign on this number of GPUs."""
-        each = self.gpus_of_a_job(gpus)
-        jobs = [device.hours(self.distances)]
-        jobs += [device.hours(column, each) for column in self.columns]
-        return device.hours(self.shared, each) + _side_by_side(jobs, gpus // each)
+    def jobs(self, device: Device, places: int, grid: str = "") -> list[Job]:
+        """The workflow's jobs: the preparation, columns beside the distances, the report. places:
+        GPUs, or cores, of the preparation and of a column. grid: a prefix of the jobs' names."""
+        gpus = 1 if device.cores else places
+        prepare, distances, report = (f"{grid}{job}" for job in ("prepare", "distances", "report"))
+        beside = [
+            Job(distances, device.hours(self.distances), places if device.cores else 1, [prepare])
+        ]
+        beside += [
+            Job(f"{grid}column-{number}", device.hours(column, gpus), places, [prepare])
+            for number, column in enumerate(self.columns)
+        ]
+        names = [job.name for job in beside]
+        return [
+            Job(prepare, device.hours(self.shared, gpus), places),
+            *beside,
+            Job(report, 0.0, places, names),
+        ]
 
     def hours_on_cores(self, core: Device, cores: int, threads: int) -> float:
         """Hours of the campaign on this number of cores, of which each job uses `threads`."""
         each = min(cores, threads)
-        job = cpu(each, core.fp32)
-        jobs = [job.hours(parts) for parts in (self.distances, *self.columns)]
-        return job.hours(self.shared) + _side_by_side(jobs, cores // each)
+        return simulate(self.jobs(cpu(each, core.fp32), each), cores).hours
 
     def memory_gb(self, gpus: int = 1) -> float:
         """Host memory of a job in GB; for one GPU also the memory on the GPU."""
@@ -157,12 +157,31 @@ class Estimate:
         return groups
 
 
-def _side_by_side(hours: Sequence[float], places: int) -> float:
-    """Hours of all jobs, of which `places` run in parallel; the next starts when one ends."""
-    free = [0.0] * places
-    for job in hours:
-        free[free.index(min(free))] += job
-    return max(free)
+def simulated(
+    estimates: Sequence[Estimate], device: Device, gpus: int, gpus_per_job: int
+) -> Schedule:
+    """The workflow of one or more grids on this number of GPUs, of several machines under Slurm
+    where there are more than `NODE_GPUS`."""
+    jobs = [
+        job
+        for number, estimate in enumerate(estimates)
+        for job in estimate.jobs(device, gpus_per_job, f"{number}-" if number else "")
+    ]
+    return simulate(jobs, gpus, rates.NOTICE_S / 3600 if gpus > NODE_GPUS else 0.0)
+
+
+def gpus_per_job(estimates: Sequence[Estimate], device: Device, gpus: int) -> int:
+    """The fewest GPUs per job with which the workflow ends within `NEAR` of the earliest end.
+
+    At most a machine's, of which each has room for whole jobs, and a divisor of each grid's
+    `batch_size / accumulation`.
+    """
+    trained = [estimate.recipe.train for estimate in estimates]
+    batch = math.gcd(*(train.batch_size // train.accumulation for train in trained))
+    machine = min(gpus, NODE_GPUS)
+    choices = [n for n in range(1, machine + 1) if batch % n == 0 and machine % n == 0]
+    hours = {n: simulated(estimates, device, gpus, n).hours for n in choices}
+    return next(n for n in choices if hours[n] <= NEAR * min(hours.values()))
 
 
 def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:

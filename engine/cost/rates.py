@@ -19,6 +19,8 @@ STEP_S = 9e-3  # host time of an optimizer step: DeepSpeed, uncompiled parts and
 BATCH_S = 3e-3  # host time of a batch through one evaluated model
 START_S = 10.0  # core time of a job's imports and of opening packs and weights
 GRAPH_S = 45.0  # host time of torch.compile for a graph with Inductor, once for all jobs
+TRACE_S = 20.0  # host time of Dynamo's trace of a graph whose code is cached, once for each process
+NOTICE_S = 40.0  # from the end of a Slurm job until Snakemake starts what needs it, on average
 CORE_TFLOPS = 0.026  # measured in the demo on a core of an Intel Xeon at 2.1 GHz
 # Rate of the demo's passes / rate of a forward pass alone, on a core: 5 min 58 s on two cores of an
 # Intel Xeon at 2.8 GHz, whose forward pass was timed under other load.

@@ -128,11 +128,21 @@ def form_of(model: ModelRecipe) -> str:
 
 def graphs(cells: Sequence[Recipe]) -> Work:
     """The compilation of graphs: one for evaluation, and those that methods train with."""
+    return Work("graphs are compiled", gpu_s=_graphs(cells) * rates.GRAPH_S)
+
+
+def traces(cells: Sequence[Recipe]) -> Work:
+    """What a column's process pays for graphs that the preparation has compiled: caches keep code,
+    and Dynamo traces again."""
+    return Work("graphs are traced", gpu_s=_graphs(cells) * rates.TRACE_S)
+
+
+def _graphs(cells: Sequence[Recipe]) -> int:
     names = set[str]()
     for cell in cells:
         # A user's method counts as fine-tuning.
         names.update(("network",) if is_users(cell.method.module) else cell.method.graphs)
-    return Work("graphs are compiled", gpu_s=(1 + len(names)) * rates.GRAPH_S)
+    return 1 + len(names)
 
 
 def fishers(
@@ -171,7 +181,7 @@ def column(
         untitled = dataclasses.replace(cell, method=dataclasses.replace(cell.method, title=""))
         distinct[short_digest(dataclasses.asdict(untitled))] = cell
     # extra: models evaluated without a pass of their own (fitted heads and ensembles)
-    work, networks, extra, weights = [START], 0, 0, 0
+    work, networks, extra, weights = [START, traces(cells)], 0, 0, 0
     for cell in distinct.values():
         method, passes = cell.method, _passes(cell)
         if not method.trains:
