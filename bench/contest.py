@@ -20,7 +20,7 @@ import torch
 
 Run = Callable[[], object]
 CASES = ("headline", "kernels", "transport", "loader", "train", "evaluation", "grid")
-TABLES = ("published_throughput",)  # modules whose `rows` time nothing
+TABLES = ("predicted", "published_throughput")  # modules whose `rows` time nothing
 SKIPPED: list[str] = []  # peers of the case that runs, each with its reason
 # More than any GPU's L2: what a run finds there must not be what the run before left.
 _FLUSH_BYTES = 256 << 20

@@ -16,6 +16,10 @@ Bytes moved per logit of s bytes: 2s read, s written. With more than `ONE_READ_C
 row is read a second time (from L2) to write the gradient. The backward pass reads and writes the
 gradient once more.
 
+Predicted worth on a GPU: below 1% of LwF's step; torch.compile would fuse the plain losses as well.
+On a CPU this is a plain fallback of torch's operators, which torch.compile makes several times
+faster.
+
 Sources: Li & Hoiem 2016 (learning without forgetting); Hinton et al. 2015 (T and T^2).
 """
 

@@ -14,6 +14,8 @@ CPU, the penalty's gradient is added to each gradient, and torch's fused optimiz
 On a GPU, one launch serves all tensors of a model, however many and small: the kernel receives
 their addresses, and each of its programs works on one block of one parameter.
 
+Predicted worth on an A100: 3 ms of a step of 57 ms (ViT-B, 64 images), in one method of nine.
+
 Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorithm 2.
 """
 

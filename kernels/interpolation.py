@@ -11,6 +11,8 @@ reading each parent once and writing each output once: 4 (M + K) bytes per param
 A weight of exactly 0 excludes its parent: an inf or NaN in it does not spread. A row with one
 weight of exactly 1 and zeros elsewhere gives that parent bit for bit.
 
+Predicted worth on a GPU: two milliseconds of a column.
+
 Sources: Wortsman et al. 2022 (WiSE-FT, equation 1); Wortsman et al. 2022 (model soups).
 """
 

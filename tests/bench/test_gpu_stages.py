@@ -87,6 +87,13 @@ def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tm
     assert run(tmp_path, "tests")[0] == 0
 
 
+def test_stages_share_compiled_graphs(replaced, tmp_path):
+    program = "import os, pathlib; place = pathlib.Path(os.environ['TORCHINDUCTOR_CACHE_DIR']); "
+    replaced.append(stage("kernels", program + "place.mkdir(); (place / 'graph').touch()"))
+    replaced.append(stage("headline", program + "exit(not (place / 'graph').exists())"))
+    assert run(tmp_path)[0] == 0
+
+
 def test_all_stages_share_one_budget(replaced, tmp_path):
     replaced += [stage("tests", "import time; time.sleep(9)"), stage("kernels", "pass")]
     status, outcomes = run(tmp_path, "--minutes", "0.03")
@@ -97,7 +104,9 @@ def test_all_stages_share_one_budget(replaced, tmp_path):
 def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, capsys, monkeypatch):
     assert [stage.name for stage in stages(tmp_path, "cuda", small=False)] == NAMES
     page = (ROOT / "bench" / "README.md").read_text()
-    assert all(f"| `{name}` |" in page for name in NAMES)
+    limits = [(stage.name, stage.minutes) for stage in stages(tmp_path, "cuda", small=False)]
+    assert all(f"| `{name}` | {minutes:g} |" in page for name, minutes in limits)
+    assert sum(minutes for _, minutes in limits) <= gpu.MINUTES
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "gpu", lambda _: doctor.Diagnosis("wrong", "too old", "a driver"))
     for words, message in (
