@@ -23,6 +23,7 @@ CALIBRATION_BYTES = 156  # extra with `evaluate.calibration`: measured on 8192 r
 PROCESS_GB = 3.0  # Python, torch, numba and compiled code
 COPIES = 4  # of a model in training: weights, gradient and two moments of the optimizer
 STEP_BYTES = 28  # memory traffic of an optimizer's step per fp32 parameter
+EXCHANGE_BYTES = 24  # of DeepSpeed's copies beside an all-reduce: flattened, scaled, copied back
 NEAR = 1.05  # a prediction does not tell apart what is closer
 NODE_GPUS = 8  # a job runs on one node
 
@@ -54,6 +55,7 @@ class Device:
             passes += (1 + part.fp32) * part.traffic / (1e9 * self.memory)
             if part.trained:
                 update = STEP_BYTES * part.trained / (1e9 * self.memory)
+                update += EXCHANGE_BYTES * (gpus > 1) * part.trained / (1e9 * self.memory)
                 update += 2 * (gpus - 1) / gpus * 4 * part.trained / (1e9 * self.link)
                 host = 0 if self.cores else part.batches * rates.STEP_S
                 seconds += max(passes / gpus + part.batches * update, host)
