@@ -78,33 +78,28 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device
 
 
 def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str]:
-    """The time of campaigns on 1, 8 and 64 GPUs, which share a workflow, and what binds it; two
-    lines per kind of GPU."""
+    """The time of campaigns on 1, 8 and 64 GPUs, which share a workflow, one line per kind of GPU,
+    and what binds it with the first."""
     from engine.cost import estimate
 
-    gpus = ", ".join(map(str, GPUS))
-    lines = []
+    lines, details = [], []
     for device in devices:
-        each = [estimate.gpus_per_job(estimates, device, number) for number in GPUS]
+        per_job = [estimate.gpus_per_job(estimates, device, number) for number in GPUS]
         schedules = [
-            estimate.simulated(estimates, device, number, per_job)
-            for number, per_job in zip(GPUS, each, strict=True)
+            estimate.simulated(estimates, device, number, each)
+            for number, each in zip(GPUS, per_job, strict=True)
         ]
         hours = ", ".join(_range(schedule.hours) for schedule in schedules)
-        lines.append(f"{device.name:<12}{hours} on {gpus} GPUs")
-        per_job = ", ".join(map(str, each))
-        binds = ", ".join(map(_binds, schedules))
-        lines.append(f"{'':<12}with --gpus-per-job {per_job}; binds: {binds}")
-    return lines
+        lines.append(f"{device.name:<12}{hours} on {', '.join(map(str, GPUS))} GPUs")
+        jobs, binds = ", ".join(map(str, per_job)), ", ".join(map(_binds, schedules))
+        details.append(f"{'':<12}{device.name}: --gpus-per-job {jobs}; binds: {binds}")
+    return [*lines, details[0]]
 
 
 def _binds(schedule: Schedule) -> str:
     """What would have to be faster for the workflow to end earlier."""
-    longest = max(end - begin for name, (begin, end) in schedule.spans.items() if "column" in name)
-    if schedule.busy > BUSY:
-        return f"the GPUs ({schedule.busy:.0%} busy)"
-    share = longest / schedule.hours
-    return f"the longest column ({share:.0%} of the time, GPUs {schedule.busy:.0%} busy)"
+    what = "GPUs" if schedule.busy > BUSY else "longest column"
+    return f"{what} ({schedule.busy:.0%} busy)"
 
 
 def _jobs(estimate: Estimate, devices: Sequence[Device]) -> list[str]:

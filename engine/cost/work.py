@@ -134,7 +134,7 @@ def graphs(cells: Sequence[Recipe]) -> Work:
 def traces(cells: Sequence[Recipe]) -> Work:
     """What a column's process pays for graphs that the preparation has compiled: caches keep code,
     and Dynamo traces again."""
-    return Work("graphs are traced", gpu_s=_graphs(cells) * rates.TRACE_S)
+    return Work(START.name, gpu_s=_graphs(cells) * rates.TRACE_S)
 
 
 def _graphs(cells: Sequence[Recipe]) -> int:

@@ -52,7 +52,16 @@ def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
     assert cli.main([*words, "--tflops", "100"]) == 0
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) <= 30
-    for text in ("A100", "H100", "yours", "CPU", "training: FT", "on 1, 8, 64 GPUs", "disk"):
+    for text in (
+        "A100",
+        "H100",
+        "yours",
+        "CPU",
+        "training: FT",
+        "on 1, 8, 64 GPUs",
+        "binds",
+        "disk",
+    ):
         assert text in shown, text
     assert [plan._range(hours) for hours in (100, 0.5, 1)] == [
         "80 to 120 h", "24 to 38 min", "48 min to 1.2 h"
