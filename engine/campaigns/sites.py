@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -101,7 +102,8 @@ def _predicted_ranks(plans: Sequence[Plan], gpus: int) -> int:
     ranks = estimate.gpus_per_job(costs, device, gpus)
     hours = {n: estimate.simulated(costs, device, gpus, n).hours for n in (1, ranks)}
     gain = f", {hours[1] / hours[ranks]:.2g} times as fast as with 1" if ranks > 1 else ""
-    print(f"note: GPUs per job: {ranks} of {gpus}{gain} (predicted; --gpus-per-job overrides)")
+    text = f"note: GPUs per job: {ranks} of {gpus}{gain} (predicted; --gpus-per-job overrides)"
+    print(text, file=sys.stderr)
     return ranks
 
 

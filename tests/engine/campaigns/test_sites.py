@@ -60,6 +60,19 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     assert command.endswith("--ranks 4") and " -P " in command
 
 
+def test_gpus_per_job_are_those_that_the_plan_predicts_and_an_option_overrides(
+    folder, tmp_path, monkeypatch, capsys
+):
+    see_gpus(monkeypatch, 8)
+    plan = plan_of(folder, tmp_path, "auto")
+    monkeypatch.setattr(estimate, "gpus_per_job", lambda *_: 4)
+    assert sites.of(RunOptions(cores=8), [plan]).ranks == 4
+    line = "note: GPUs per job: 4 of 8, "
+    assert capsys.readouterr().err.startswith(line)
+    assert sites.of(RunOptions(cores=8, gpus_per_job=2), [plan]).ranks == 2
+    assert not capsys.readouterr().err
+
+
 def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch):
     for device, gpus, gpus_per_job, message in (
         ("cpu", 2, 1, None),
