@@ -44,10 +44,10 @@ setup(
         # Upper bounds: the releases that the tests passed with. `make newest` tries later ones.
         "torch>=2.9,<2.16",  # networks, training, fallbacks of the kernels
         "torchvision<0.30",  # timm's transforms
-        "timm>=1.0.20",  # architectures, weights, transforms
-        "deepspeed>=0.18",  # training on several ranks
+        "timm>=1.0.20,<1.1",  # architectures, weights, transforms
+        "deepspeed>=0.18,<0.20",  # training on several ranks
         "filelock>=4.3",  # locks among processes
-        "huggingface_hub>=0.30",  # the Hub's classes of model cards
+        "huggingface_hub>=0.30,<3",  # the Hub's classes of model cards
         "jinja2>=3.1",  # the report's page
         "msgspec>=0.19",  # recipes and stored JSON files are checked against their types
         "numba>=0.60",  # optimal transport on CPUs
@@ -69,7 +69,7 @@ setup(
     extras_require={
         "ffcv": ["ffcv==1.0.2"],  # builds against OpenCV's headers: see the Makefile
         "dinov2": ["onnx>=1.17"],
-        "clip": ["open_clip_torch>=3"],  # zero-shot heads for CLIP without an IN-1K stage
+        "clip": ["open_clip_torch>=3,<4"],  # zero-shot heads for CLIP without an IN-1K stage
         "exact": ["POT>=0.9.5"],  # exact optimal transport, for small sets
         "bench": [  # peers
             "POT>=0.9.5",
@@ -84,7 +84,7 @@ setup(
             "POT>=0.9.5",
             "geomloss>=0.3",
             "threadpoolctl>=3.1",
-            "open_clip_torch>=3",
+            "open_clip_torch>=3,<4",
             "triton>=3.5,<3.10; platform_system == 'Linux'",
             "hypothesis>=6",
             "jsonschema>=4",

@@ -87,6 +87,10 @@ class WeightsAndBiases:
     def close(self) -> None:
         self._run.finish()
 
+    def fail(self) -> None:
+        """In place of `close`, after an error."""
+        self._run.finish(exit_code=1)
+
 
 class Trackio(WeightsAndBiases):
     """Logs to the project `rib` on this machine, or where Trackio's variables say
@@ -103,6 +107,9 @@ class Trackio(WeightsAndBiases):
             resume="allow",
             embed=False,
         )
+
+    def fail(self) -> None:
+        self.close()  # Trackio has no failed runs
 
 
 KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
@@ -124,10 +131,11 @@ class Trackers:
     def __enter__(self) -> Trackers:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         for name, tracker in list(self._trackers.items()):
             with self._softly(name):
-                tracker.close()
+                close = tracker.close if error is None else getattr(tracker, "fail", tracker.close)
+                close()
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log values by name, such as `train/loss`. step: the optimizer step, or None."""

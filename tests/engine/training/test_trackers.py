@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ class Recorder:
     def __init__(self) -> None:
         self.fails, self.logged, self.closed = False, [], 0
         self.inits: list[dict[str, Any]] = []
+        self.exit_codes: list[int] = []
 
     def init(self, **words: Any) -> Recorder:
         self.inits.append(words)
@@ -34,7 +36,8 @@ class Recorder:
             raise OSError("the server is away")
         self.logged.append((values, step))
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int = 0) -> None:
+        self.exit_codes.append(exit_code)
         self.closed += 1
 
 
@@ -121,3 +124,11 @@ def test_a_cell_has_one_run_and_is_the_same(grid: Grid, wandb, capsys):
     training, evaluation = wandb.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
     assert training["group"] == "cells" and training["name"].startswith("EWC on outline ")
+
+
+def test_a_run_ends_as_failed_after_an_error(of_emoji, wandb):
+    for fails in (False, True):
+        with contextlib.suppress(RuntimeError), Trackers(of_emoji("trackers=[wandb]")):
+            if fails:
+                raise RuntimeError
+    assert wandb.exit_codes == [0, 1]
