@@ -69,9 +69,9 @@ def true_shares(cell: ModelOnSet) -> dict[str, float]:
     wrong = 100 - before - after + both
     return {
         "both_right": both,
-        "lost": before - both,
-        "gained": after - both,
-        "same_top1": both + wrong / 2,
+        "negative_flips": before - both,
+        "positive_flips": after - both,
+        "agreement": both + wrong / 2,
     }
 
 

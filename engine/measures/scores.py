@@ -114,23 +114,23 @@ def negative_log_likelihood(after: ImagePredictions) -> np.ndarray:
 
 
 @metric(BEFORE_AFTER, "pct", "agreement of predictions before and after", is_share=True)
-def same_top1(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
+def agreement(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return before.top1 == after.top1
 
 
-# lost + both_right is accuracy before, gained + both_right accuracy after.
+# negative_flips + both_right is accuracy before, positive_flips + both_right accuracy after.
 @metric(BEFORE_AFTER, "pct", "right both times", is_share=True)
 def both_right(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return before.hit & after.hit
 
 
-@metric(BEFORE_AFTER, "pct", "negative flips: right before only", is_share=True)
-def lost(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
+@metric(BEFORE_AFTER, "pct", "right before only", is_share=True)
+def negative_flips(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return before.hit & ~after.hit
 
 
-@metric(BEFORE_AFTER, "pct", "positive flips: right after only", is_share=True)
-def gained(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
+@metric(BEFORE_AFTER, "pct", "right after only", is_share=True)
+def positive_flips(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return ~before.hit & after.hit
 
 

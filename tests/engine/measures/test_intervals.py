@@ -121,11 +121,11 @@ def test_what_both_models_say_alike_may_differ_on_other_images_and_changes_by_no
     ends = {
         (r.quantity, round(r.low, 6), round(r.high, 6))
         for r in rows.itertuples()
-        if r.quantity in ("same_top1", "lost")
+        if r.quantity in ("agreement", "negative_flips")
     }
     # Of 30 sources, each of two images, none: Wilson's upper end is z^2 / (30 + z^2).
     most = round(100 * 1.9599640**2 / (30 + 1.9599640**2), 6)
-    assert ends == {("same_top1", 100 - most, 100), ("lost", 0, most)}
+    assert ends == {("agreement", 100 - most, 100), ("negative_flips", 0, most)}
     for quantity in ("RI", "mRI", "change"):
         of_kind = rows[rows["quantity"] == quantity]
         assert len(of_kind) and of_kind["value"].abs().max() < 1e-12
@@ -160,7 +160,14 @@ def test_copies_of_an_image_count_once_in_the_interval_of_a_small_share():
 def test_intervals_and_tests_hold_about_as_often_as_they_say():
     """A few simulated campaigns; bench/README.md has 500."""
     shares = {kind: share for kind, (share, _) in simulated_campaigns.table(8, 200).items()}
-    for kind in ("accuracy", "RI", "lost", "gained", "effective_robustness", "change"):
+    for kind in (
+        "accuracy",
+        "RI",
+        "negative_flips",
+        "positive_flips",
+        "effective_robustness",
+        "change",
+    ):
         assert 0.86 <= shares[kind] <= 0.98, (kind, shares[kind])
     assert 0.85 <= shares["difference in mRI"] <= 1
     assert shares["equal, corrected p < 0.05: difference on a set"] <= 0.25

@@ -70,9 +70,9 @@ def test_comparisons_are_with_the_best_and_answers_add_up(results):
     for name in ("difference_pts", "difference_low", "difference_high", "corrected_p"):
         pandas.testing.assert_series_equal(data[name], tests[name])
     before = np.mean([results.before("lite0")[name] for name in reports.SETS])
-    np.testing.assert_allclose(data["both_right_pct"] + data["lost_pct"], before)
+    np.testing.assert_allclose(data["both_right_pct"] + data["negative_flips_pct"], before)
     after = results.shown.set_index("method")["on_other_datasets_pct"][data.index]
-    np.testing.assert_allclose(data["both_right_pct"] + data["gained_pct"], after)
+    np.testing.assert_allclose(data["both_right_pct"] + data["positive_flips_pct"], after)
 
 
 def test_the_explorer_holds_every_number_once(results):

@@ -108,7 +108,7 @@ def test_csv_files_hold_every_row(tmp_path):
     assert (row["method"], row["against_method"], row["evaluated_on"]) == ("fine_tune", "lwf", "")
     assert row["low"] <= row["difference"] <= row["high"]
     assert row["p"] <= row["p_corrected"] <= 1
-    same = files["behaviour.csv"]["same_top1"]
+    same = files["behaviour.csv"]["agreement"]
     assert np.isnan(same.iloc[0]) and not np.isnan(same.iloc[-1])
     key = "model,method,variant,alpha,setting"
     heads = {name: ",".join(table.columns) for name, table in files.items()}
