@@ -12,7 +12,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.campaigns import events
 from engine.campaigns.events import (
@@ -158,39 +158,53 @@ def read_job(place: PlanFolder, job: str) -> JobState:
 
 def _after(before: JobState, event: object, job: str, at: float) -> JobState:
     """How a job stands after an event; `at` is the time of the event before."""
-    *earlier, last = before.attempts or (None,)
-    if isinstance(event, Queued | Begun) and last and last.ended is None:
-        last = replace(last, ended=at, error="was killed")
     match event:
         case Queued():
-            return JobState(attempts=(*earlier, last) if last else ())
+            return JobState(attempts=_killed(before.attempts, at))
         case Begun():
-            new = Attempt(
+            attempt = Attempt(
                 job, stage_of(job), event.at, None, "",
                 scheduler=event.scheduler, queued_as=event.queued_as,
             )  # fmt: skip
-            tried = (*earlier, last, new) if last else (new,)
-            return JobState(RUNNING, tried, before.new + 1, before.progress)
+            attempts = (*_killed(before.attempts, at), attempt)
+            return JobState(RUNNING, attempts, before.new + 1, before.progress)
         case Progress():
             return before._replace(progress=event)
-        case Placed() if last:
-            last = replace(last, device=event.device, processes=event.processes)
-            return before._replace(attempts=(*earlier, last))
-        case Ended():
-            end = Ended(
-                at=event.at,
-                error=before.end.error or event.error,
-                code=before.end.code if event.code is None else event.code,
-                how=event.how or before.end.how,
+        case Placed() if before.attempts:
+            return before._replace(
+                attempts=_with_last(before.attempts, device=event.device, processes=event.processes)
             )
-            state = before.state if end == Ended(at=end.at) else FAILED
-            now = before._replace(state=state, end=end)
-            if last and before.new:
-                error = end.error or (now.failure.how if now.failure else "")
-                last = replace(last, ended=last.ended or event.at, error=error)
-                return now._replace(attempts=(*earlier, last))
-            return now
+        case Ended():
+            return _ended(before, event)
     return before
+
+
+def _ended(before: JobState, event: Ended) -> JobState:
+    """How a job stands after somebody told how it ended. What was told before stays known."""
+    end = Ended(
+        at=event.at,
+        error=before.end.error or event.error,
+        code=before.end.code if event.code is None else event.code,
+        how=event.how or before.end.how,
+    )
+    says_nothing = end == Ended(at=end.at)
+    now = before._replace(state=before.state if says_nothing else FAILED, end=end)
+    if not before.current:
+        return now
+    error = end.error or (now.failure.how if now.failure else "")
+    ended = before.attempts[-1].ended or event.at
+    return now._replace(attempts=_with_last(before.attempts, ended=ended, error=error))
+
+
+def _killed(attempts: tuple[Attempt, ...], at: float) -> tuple[Attempt, ...]:
+    """The attempts once a next one is known: the last, if it has no end, was killed at `at`."""
+    if attempts and attempts[-1].ended is None:
+        return _with_last(attempts, ended=at, error="was killed")
+    return attempts
+
+
+def _with_last(attempts: tuple[Attempt, ...], **values: Any) -> tuple[Attempt, ...]:
+    return (*attempts[:-1], replace(attempts[-1], **values))
 
 
 def _how(code: int) -> str:

@@ -12,6 +12,7 @@ from engine.campaigns import job_states
 from engine.campaigns.parts import Distances, Models, Preparation, has_part, read_part, select_rows
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Column, Plan
 from engine.campaigns.record import (
+    HEAD_PHOTOS,
     FinishedCampaign,
     MadeBy,
     MissingColumn,
@@ -177,6 +178,7 @@ def _settings(plan: Plan, shared: Preparation, evaluations: Sequence[Evaluation]
         "Benchmark": f"{recipe.dataset.name}, version {recipe.dataset.version}",
         "Model": f"{model.name} ({', '.join(filter(None, about))})",
         **({"Head": shared.head} if shared.head else {}),
+        **({HEAD_PHOTOS: shared.head_photos} if shared.head_photos else {}),
         "Classes": len(shared.classes),
         "Training": (
             f"{recipe.optimizer.name}, lr {recipe.optimizer.lr:g}, {recipe.train.epochs} "

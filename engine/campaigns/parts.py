@@ -55,6 +55,7 @@ class Preparation:
     Attributes:
         before: the pretrained model on every dataset.
         head: what fitted the head, or empty if the weights include it.
+        head_photos: in which datasets models are judged on photos that fitted the head, or empty.
         classes: readable names of the head's classes, in order.
         device: device of all jobs.
         versions: of packages that affect results.
@@ -66,6 +67,7 @@ class Preparation:
 
     before: Models
     head: str
+    head_photos: str
     classes: list[str]
     device: str
     versions: dict[str, str]

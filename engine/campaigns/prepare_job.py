@@ -110,6 +110,7 @@ def part_of_preparation(plan: Plan, run: Run, bases: Mapping[str, Run]) -> Prepa
     return Preparation(
         before=models_part(run, evaluations, folders),
         head=_head(run) if run.recipe.head_set else "",
+        head_photos=_head_photos(run) if run.recipe.head_set else "",
         classes=imagenet.readable(sets.classes),
         device=run.device.type,
         versions=cells.versions(),
@@ -131,21 +132,20 @@ def _credits(dataset: DatasetRecipe) -> list[dict[str, str]]:
 
 
 def _head(run: Run) -> str:
-    """The dataset that fitted the head, and the datasets evaluated on the same photos."""
+    """The images that fitted the head."""
     if not run.recipe.dataset.upstream and not run.recipe.model.head.fit_on:
         return "fitted on the images that each column trains on"
-    seen = {}
+    return f"fitted on {run.recipe.head_set}"
+
+
+def _head_photos(run: Run) -> str:
+    """The datasets whose evaluated images show photos that fitted the head; empty for none."""
+    seen = []
     for name in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(name)
         if images := run.sets.seen_by_head(name, split):
-            seen[name] = f"{name} ({images:,} of {len(run.sets[name].split(split)):,} images)"
-    text = f"fitted on {run.recipe.head_set}"
-    if not seen:
-        return text
-    return (
-        f"{text}, and models are judged on the same photos in {', '.join(seen.values())}: accuracy "
-        "before fine-tuning is too high there"
-    )
+            seen.append(f"{name} ({images:,} of {len(run.sets[name].split(split)):,} images)")
+    return ", ".join(seen)
 
 
 def _commit() -> str:

@@ -52,6 +52,9 @@ class Row:
     trials: list[Setting] = field(default_factory=list)
 
 
+HEAD_PHOTOS = "Head's photos"  # the setting that says where models are judged on them
+
+
 @dataclass(frozen=True)
 class MadeBy:
     """The code, versions and device that made some artefacts (`engine.store.made_by.here`)."""

@@ -62,49 +62,18 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
         for plan, resources in zip(plans, asked, strict=True):
             _show_jobs(plan, resources)
         return
-    root = plans[0].place.plans
-    # Relative to Snakemake's folder: braces in its path would be wildcards.
-    grids = {os.path.relpath(plan.place.path, root): plan for plan in plans}
     with contextlib.ExitStack() as stack:
         found = {}
         for plan in plans:
-            store = Store(plan.place.store)
-            stack.enter_context(store.in_use())
+            stack.enter_context(Store(plan.place.store).in_use())
             stack.enter_context(locked(plan.place))
-            found[plan.place] = _found(plan)
-            with room_for(plan.place.plan):
-                job_states.begin(plan)
-                for folder in store.left_overs(LEFT_OVER_S):
-                    store.files.remove(folder)
-                plan.place.root.write(plan.place.plan, plan_to_json(plan))
-            if where.scheduler:  # of a command that was killed together with Snakemake
-                where.scheduler.cancel(plan.place.path)
-            for job, part in found[plan.place].items():
-                write_part(plan.place, job, part)
-                job_states.set_done(plan.place, job)
-        settings = {
-            grid: {
-                "columns": [column.id for column in plan.columns],
-                "folder": os.getcwd(),
-                "program": _program(plan, where),
-                "resources": resources,
-            }
-            for (grid, plan), resources in zip(grids.items(), asked, strict=True)
-        }
-        file = plans[0].place.root.write(FILE, json.dumps(settings, indent=1).encode())
-        words = [
-            *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
-            *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            # Without this, Snakemake loads and evaluates a profile of the working folder.
-            *("--workflow-profile", "none", "--directory", str(root)),
-            *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.scheduler else []),
-            *(["--keep-going"] if len(plans) > 1 else []),
-            *where.words,
-        ]
+            found[plan.place] = _begin(plan, where)
+        file = _write_settings(plans, asked, where)
+        words = _snakemake(plans, where)
         # Jobs inherit Snakemake's environment.
-        ours = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
+        environment = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
         try:
-            _watch(words, plans, where, ours)
+            _watch(words, plans, where, environment)
         except CampaignError:
             # A report that lacks an artefact marks all jobs as not done: now they make it.
             lacking = [
@@ -118,7 +87,56 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
                 name = plan.place.campaign.name
                 print(f"note: artefacts of {name} are missing; its jobs make them", file=sys.stderr)
                 job_states.begin(plan)
-            _watch(words, plans, where, ours)
+            _watch(words, plans, where, environment)
+
+
+def _begin(plan: Plan, where: Site) -> dict[str, Part]:
+    """Queue the jobs of a plan that is locked, and write it. Returns the parts of `_found`, whose
+    jobs are done."""
+    found, store = _found(plan), Store(plan.place.store)
+    with room_for(plan.place.plan):
+        job_states.begin(plan)
+        for folder in store.left_overs(LEFT_OVER_S):
+            store.files.remove(folder)
+        plan.place.root.write(plan.place.plan, plan_to_json(plan))
+    if where.scheduler:  # of a command that was killed together with Snakemake
+        where.scheduler.cancel(plan.place.path)
+    for job, part in found.items():
+        write_part(plan.place, job, part)
+        job_states.set_done(plan.place, job)
+    return found
+
+
+def _write_settings(
+    plans: Sequence[Plan], asked: Sequence[Mapping[str, Resources]], where: Site
+) -> Path:
+    """Write what the workflow reads of each plan (`FILE`), next to the first, and return its path.
+
+    asked: the resources of a plan's jobs.
+    """
+    settings = {}
+    for plan, resources in zip(plans, asked, strict=True):
+        # Relative to Snakemake's folder: braces in its path would be wildcards.
+        settings[os.path.relpath(plan.place.path, plans[0].place.plans)] = {
+            "columns": [column.id for column in plan.columns],
+            "folder": os.getcwd(),
+            "program": _program(plan, where),
+            "resources": resources,
+        }
+    return plans[0].place.root.write(FILE, json.dumps(settings, indent=1).encode())
+
+
+def _snakemake(plans: Sequence[Plan], where: Site) -> list[str]:
+    """The command line of Snakemake, which works next to the first plan."""
+    return [
+        *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
+        *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
+        # Without this, Snakemake loads and evaluates a profile of the working folder.
+        *("--workflow-profile", "none", "--directory", str(plans[0].place.plans)),
+        *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.scheduler else []),
+        *(["--keep-going"] if len(plans) > 1 else []),
+        *where.words,
+    ]
 
 
 def _found(plan: Plan) -> dict[str, Part]:

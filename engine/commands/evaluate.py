@@ -40,7 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--sets NAME={place}"
             )
         sets[name] = place
-    rows, text, files = (_campaign if arguments.campaign else _models)(arguments, sets)
+    if arguments.campaign:
+        rows, text, files = _campaign(arguments, sets)
+    else:
+        rows, text, files = _models(arguments, sets)
     if ranks.rank() == 0:
         table = pandas.DataFrame(map(dataclasses.asdict, rows))
         for file, of_file in table.groupby(table["evaluated_on"].map(files), sort=False):

@@ -48,34 +48,50 @@ def run(arguments: argparse.Namespace) -> None:
         return
     announce(f"reading the predictions of {', '.join(names)}")
     runs = [run for name in names for run in finished(name, arguments.overrides)]
-    for run in runs if arguments.compare else ():
-        if arguments.compare not in (methods := run.record.methods):
-            raise CampaignError(
-                f"{run.record.name} has no method {arguments.compare!r}; it has "
-                f"{', '.join(methods)}"
-            )
-    from engine.report import finish  # here, because it imports pandas
-
+    if arguments.compare:
+        _check_method(arguments.compare, runs)
     if out:
-        results = _results(runs, arguments)
-        path = finish.write_into(out, results, figures=arguments.figures)
-        _show(path, results, arguments)
+        _write_into(out, runs, arguments)
         return
     for run in runs:
         if run.record.missing and locks.is_held(run.place.lock):
             # The running campaign writes its own report when it ends.
-            results = _results([run], arguments)
-            so_far = run.place.campaign_root.at(SO_FAR)
-            _show(finish.write_into(so_far, results, figures=arguments.figures), results, arguments)
-            continue
-        if not os.access(run.place.campaign, os.W_OK):
+            _write_into(run.place.campaign_root.at(SO_FAR), [run], arguments)
+        else:
+            _write(run, arguments)
+
+
+def _check_method(method: str, runs: Sequence[FinishedCampaign]) -> None:
+    """Raise CampaignError if a campaign lacks the method to compare with."""
+    for run in runs:
+        if method not in (methods := run.record.methods):
             raise CampaignError(
-                f"{run.place.campaign} is read-only: give a folder for the report with --out DIR"
+                f"{run.record.name} has no method {method!r}; it has {', '.join(methods)}"
             )
-        with workflow.locked(run.place):
-            results = _results([run], arguments)
-            path = finish.write(run, results, figures=arguments.figures)
-        _show(path, results, arguments)
+
+
+def _write_into(
+    folder: Path, runs: Sequence[FinishedCampaign], arguments: argparse.Namespace
+) -> None:
+    """Write the report of campaigns, a common one for several, into a folder."""
+    from engine.report import finish  # here, because it imports pandas
+
+    results = _results(runs, arguments)
+    _show(finish.write_into(folder, results, figures=arguments.figures), results, arguments)
+
+
+def _write(run: FinishedCampaign, arguments: argparse.Namespace) -> None:
+    """Write a campaign's own report again."""
+    from engine.report import finish  # here, because it imports pandas
+
+    if not os.access(run.place.campaign, os.W_OK):
+        raise CampaignError(
+            f"{run.place.campaign} is read-only: give a folder for the report with --out DIR"
+        )
+    with workflow.locked(run.place):
+        results = _results([run], arguments)
+        page = finish.write(run, results, figures=arguments.figures)
+    _show(page, results, arguments)
 
 
 def _is_published(folder: Path) -> bool:

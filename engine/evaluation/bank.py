@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -37,31 +37,33 @@ class Bank:
         self._run = run
         self._nets: dict[Key, Model] = {}
 
-    def loaded(
-        self, averages: Sequence[Average]
-    ) -> Iterator[tuple[Sequence[Average], list[list[Model]]]]:
-        """The averages in groups, and the models that produce their outputs, on the device.
+    def in_groups(
+        self,
+        averages: Sequence[Average],
+        work: Callable[[Sequence[Average], Sequence[Sequence[Model]]], None],
+    ) -> None:
+        """Call `work` with each group of the averages, and the models that produce their outputs,
+        on the device. A group's models are freed once `work` returns.
 
-        Delete a group's models before taking the next group. Raises ValueError, naming its members,
-        if an ensemble does not fit on the device.
+        Raises ValueError, naming its members, if an ensemble does not fit on the device.
         """
-        in_groups = [averages]
+        parts = [averages]
         if not self._has(averages):
             self._nets = {}  # before room for others is measured
-            in_groups = groups(averages, self._room(averages))
-        if len(in_groups) > 1:
+            parts = groups(averages, self._room(averages))
+        if len(parts) > 1:
             log.info(
                 "%d models do not fit together: reading the dataset once for each of %d groups",
                 len(averages),
-                len(in_groups),
+                len(parts),
             )
-        for group in in_groups:
+        for group in parts:
             if not self._has(group):
                 self._nets = {}  # before the next are loaded
                 mixes = [mix for average in group for mix in mixes_of(average)]
                 self._nets = load(self._backbone, self._run, mixes)
-            yield group, [outputs_of(average, self._nets, self._run) for average in group]
-        if len(in_groups) > 1:
+            work(group, [outputs_of(average, self._nets, self._run) for average in group])
+        if len(parts) > 1:
             self._nets = {}  # the next dataset's images come before its first group
 
     @cached_property

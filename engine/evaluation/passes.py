@@ -139,10 +139,12 @@ def _pass(
     if full:
         source = run.sets.source(labelled.name)  # allocates memory before models divide the rest
         normalize = models.Normalize(run.recipe.model, run.device)
-        for group, nets in held.loaded([evaluation.average for evaluation in full.values()]):
+
+        def evaluate_group(group: Sequence[Average], nets: Sequence[Sequence[Model]]) -> None:
             of_group = [full[id(average)] for average in group]
             _evaluate(run, of_group, nets, labelled, source.batches, normalize)
-            del nets  # before loading the next group
+
+        held.in_groups([evaluation.average for evaluation in full.values()], evaluate_group)
 
 
 def _head(run: Run, average: Average) -> Model | None:

@@ -135,15 +135,8 @@ def hints(kind: type, options: Options) -> dict[str, Any]:
 
 def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
     """A value, converted to the type of its key. Raises RecipeError if that is impossible."""
-    given = value
     if isinstance(value, Word):
-        if _plain(kind) is str:
-            value = str(value)
-        else:
-            value = yaml_text.parse(str(value), f"override {f'{key}={value}'!r:.200}")
-        is_list = any(typing.get_origin(_plain(each)) in (list, tuple) for each in _members(kind))
-        if is_list and isinstance(value, str | int | float):
-            value = yaml_text.parse(f"[{given}]", source)
+        value = _of_word(kind, value, key, source)
     if isinstance(value, Mapping):  # for overrides such as model.published.imagenet_a=80
         value = _parsed(value, source)
     for attempt in (value, _texts(value)):
@@ -153,13 +146,29 @@ def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
             continue
         if _is_of_64_bits(result):
             return result
+    raise _unconvertible(kind, value, key, source)
+
+
+def _of_word(kind: Any, word: Word, key: str, source: str) -> Any:
+    """The value of a word of the command line: as YAML, unless the key is a string. A list of one
+    needs no brackets."""
+    if _plain(kind) is str:
+        return str(word)
+    value = yaml_text.parse(str(word), f"override {f'{key}={word}'!r:.200}")
+    is_list = any(typing.get_origin(_plain(each)) in (list, tuple) for each in _members(kind))
+    if is_list and isinstance(value, str | int | float):
+        return yaml_text.parse(f"[{word}]", source)
+    return value
+
+
+def _unconvertible(kind: Any, value: Any, key: str, source: str) -> RecipeError:
     if value is None:
-        raise _error(source, f"{key} has no value: it must be {words(kind)}")
+        return _error(source, f"{key} has no value: it must be {words(kind)}")
     literals = [each for each in _members(kind) if typing.get_origin(each) is Literal]
     choices = [text(choice) for each in literals for choice in typing.get_args(each)]
     if choices and isinstance(value, str | int | float):
-        raise _error(source, f"{key}={value!r} is not valid{nearest(str(value), choices)}")
-    raise _error(source, f"{key}={value!r:.100} must be {words(kind)}")
+        return _error(source, f"{key}={value!r} is not valid{nearest(str(value), choices)}")
+    return _error(source, f"{key}={value!r:.100} must be {words(kind)}")
 
 
 def _parsed(lines: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -36,29 +37,31 @@ def table(results: Results, notes: Sequence[str] = ()) -> str:
 
 
 def _ri(results: Results, model: str) -> str:
+    """RI on each downstream dataset, mRI with its interval and, where datasets are related, mRI
+    without them."""
     names, record = results.downstreams(model), results.record
     ri = results.ri.set_index(["arm", "downstream"])["RI_pts"]
-    shown = results.shown[results.shown["model"] == model]
     disjoint = results.disjoint.set_index("arm")["disjoint_mRI_pts"]
-    is_disjoint = len(disjoint) > 0
-    return console.text(
+    head = ["", *map(results.head, names), "mRI", "95% CI"]
+    title = (
         f"{model} on {record.benchmark}, version {record.version}\n"
         f"RI: mean change in accuracy on {results.measured_on}, in points, after "
         "fine-tuning on the dataset that heads the column; mRI: its mean over "
         f"{results.averaged_over}{results.one_training}"
-        f"{'; disjoint: mRI without related datasets' * is_disjoint}.",
-        ["", *map(results.head, names), "mRI", "95% CI", *["disjoint"] * is_disjoint],
-        [[*row, "", "", *[""] * is_disjoint] for row in _before(results, model, names)],
-        [
-            [
-                line.method,
-                *map(ascii_signed, ri.loc[line.arm].reindex(names)),
-                ascii_signed(line.mRI_pts),
-                _span(line.mRI_low, line.mRI_high),
-                *map(ascii_signed, disjoint.reindex([line.arm] * is_disjoint)),
-            ]
-            for line in tables.rows(shown)
-        ],
+    )
+    rows = []
+    for line in tables.rows(results.shown[results.shown["model"] == model]):
+        of_sets = map(ascii_signed, ri.loc[line.arm].reindex(names))
+        span = _span(line.mRI_low, line.mRI_high)
+        rows.append([line.method, *of_sets, ascii_signed(line.mRI_pts), span])
+        if len(disjoint):
+            rows[-1].append(ascii_signed(disjoint.get(line.arm, math.nan)))
+    if len(disjoint):
+        head.append("disjoint")
+        title += "; disjoint: mRI without related datasets"
+    empty = [""] * (len(head) - 1 - len(names))
+    return console.text(
+        f"{title}.", head, [[*row, *empty] for row in _before(results, model, names)], rows
     )
 
 

@@ -106,7 +106,8 @@ def test_traced_batches_wait_for_nothing(grid):
     builder = prepared(grid, *FORM).builder
     with on_fake_gpu(builder) as run:
         labelled, cell = run.target, run.base
-        ((_, nets),) = bank.Bank(run).loaded([{cell.name: 1.0}])
+        nets = []
+        bank.Bank(run).in_groups([{cell.name: 1.0}], lambda _, models: nets.extend(models))
         normalize = models.Normalize(run.recipe.model, CUDA)
         reduction = Reduction(labelled, CUDA)
         kind = Form.of(run.recipe.evaluate, CUDA).precision

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas
 
+from engine.campaigns.record import HEAD_PHOTOS
 from engine.measures import scores
 from engine.measures.rows import PRE
 from engine.measures.tables import with_ends
@@ -82,8 +83,11 @@ def how_to_read(results: Results) -> Section | None:
         _about_seeds(results),
     ]
     for name, value in results.record.settings.items():
-        if name.split(",")[0] == "Head" and " same photos " in str(value):
-            statements.append(f"The head was {value}.")
+        if name.split(",")[0] == HEAD_PHOTOS:
+            statements.append(
+                f"Models are judged on photos that fitted the head in {value}: accuracy before "
+                "fine-tuning is too high there."
+            )
     if mixed := made_by.text(maker.values for maker in results.record.made_by):
         statements.append(f"These numbers mix work of different code or versions: {mixed}.")
     if results.record.contact_sheet:  # of emoji-RIB alone

@@ -31,7 +31,7 @@ def artifact(tmp_path) -> Path:
     made = Store(plan.place.store).make("cells", "a", {}, lambda to: (to / "x").write_bytes(b"x"))
     finish(plan, [f"cells/{made.name}"])
     models = Models([], {}, {method: [] for method in plan.methods})
-    prepared = Preparation(models, "", [], "cpu", {}, "", {}, {}, [], "")
+    prepared = Preparation(models, "", "", [], "cpu", {}, "", {}, {}, [], "")
     for name, part in {PREPARE: prepared, DISTANCES: Distances(None)}.items():
         write_part(plan.place, name, part)
     for column in plan.columns:
