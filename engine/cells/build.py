@@ -27,7 +27,7 @@ from engine.measures.rows import STEP, Setting
 from engine.methods.base import Context, Derived, Trained
 from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside
-from engine.models import checkpoints, zero_shot
+from engine.models import pretrained, zero_shot
 from engine.models.execution import Form, resolve_compile
 from engine.recipe import extras, methods, preprocessing
 from engine.recipe.effects import training_values
@@ -96,7 +96,7 @@ class Builder(Context):
         # The head is replaced if another is fitted, so its classes may be any.
         texts = self.sets.class_texts if model.has_text_tower and not model.head.fit else None
         backbone = ranks.first(
-            lambda: checkpoints.backbone(model, self.store, cache_folder(), seed, texts=texts)
+            lambda: pretrained.backbone(model, self.store, cache_folder(), seed, texts=texts)
         )
         if not model.head.fit:
             return Cell(backbone)

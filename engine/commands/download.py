@@ -233,7 +233,7 @@ def _models(names: Sequence[str]) -> list[str]:
     """Download the weights of models. Returns why some are missing."""
     if not names:
         return []
-    from engine.models import checkpoints  # here, because it imports timm
+    from engine.models import pretrained  # here, because it imports timm
 
     if ALL in names:
         grids = each_model(BENCHMARK, parsed([{"model": ALL}]))
@@ -242,7 +242,7 @@ def _models(names: Sequence[str]) -> list[str]:
     faults = []
     for each in resolved:
         try:
-            checkpoints.fetch(each.model, cache_folder())
+            pretrained.fetch(each.model, cache_folder())
             print(f"{each.model.name}: {each.model.arch} is in its hub's cache")
         except ValueError as error:
             faults.append(f"{each.model.name}: {error}")

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from engine.data import grouping, imagenet, splits
+from engine.data import imagenet, masks, splits
 from engine.data.kinds import kind_of
 from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import nearest
@@ -47,7 +47,7 @@ class LabelledSet:
     copies of a source image stay together: `by source` within the dataset, `by hash of source` in
     all datasets, or empty if images are split one by one. mask_rule: `none` if other classes of the
     head are possible (wrong) predictions, otherwise `present`. joined: how a class's outputs become
-    its logit (`grouping.grouped`). parts_key: what determines `group`. outputs_digest: of a file
+    its logit (`masks.grouped`). parts_key: what determines `group`. outputs_digest: of a file
     that says which outputs a class has; empty without one. parts: of a union, its datasets, in the
     order of their images. is_probe: whether its labels are indices of its own classes.
     """
@@ -208,9 +208,9 @@ class Sets:
                 make = functools.partial(pack_of, self.recipe, name, self.cache)
                 pack = ranks.first(lambda: make(head=head))
             head = head or pack.classes
-            outputs = grouping.outputs_of(pack, head, dataset.outputs)
+            outputs = masks.outputs_of(pack, head, dataset.outputs)
             rule = self._mask_rule(name, dataset, pack, head)
-            labels, mask = grouping.to_head(pack, outputs, head, rule)
+            labels, mask = masks.to_head(pack, outputs, head, rule)
             split_by, train, holdout = splits.of_pack(pack, dataset)
             self._open[name] = LabelledSet(
                 name,
@@ -219,7 +219,7 @@ class Sets:
                 mask,
                 train,
                 holdout,
-                grouping.members(outputs, {label: i for i, label in enumerate(head)}),
+                masks.members(outputs, {label: i for i, label in enumerate(head)}),
                 _parts(pack, dataset.parts),
                 split_by,
                 rule,
@@ -262,10 +262,10 @@ class Sets:
             return "none" if self.mask == "none" else dataset.mask
         from engine.recipe.catalogue import published_masks  # late: a job reads no recipes
 
-        masks = published_masks()
-        if not (named := masks.get(name) or masks.get(pack.name)):
+        rules = published_masks()
+        if not (named := rules.get(name) or rules.get(pack.name)):
             raise ValueError(
-                f"no recipe has a dataset {name!r}{nearest(name, masks)}, so the mask of published "
+                f"no recipe has a dataset {name!r}{nearest(name, rules)}, so the mask of published "
                 "accuracies is unknown: name it as in --sets imagenet_a=FOLDER, or set --mask none "
                 "or present"
             )
@@ -351,7 +351,7 @@ def union_of(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
     if datasets map classes to several outputs differently, or if a photo held out of one dataset is
     in the training split of another.
     """
-    first, masks = parts[0], [part.mask for part in parts if part.mask is not None]
+    first, of_parts = parts[0], [part.mask for part in parts if part.mask is not None]
     for part in parts:
         if _outputs(part) != _outputs(first):
             raise ValueError(
@@ -370,7 +370,7 @@ def union_of(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
         name,
         _joined_pack(name, [part.pack for part in parts]),
         torch.cat([part.labels for part in parts]),
-        torch.stack(masks).any(dim=0) if len(masks) == len(parts) else None,
+        torch.stack(of_parts).any(dim=0) if len(of_parts) == len(parts) else None,
         _joined(parts, [part.train for part in parts]),
         _joined(parts, [part.holdout for part in parts]),
         first.members,

@@ -25,7 +25,8 @@ from engine.evaluation.bank import Bank, stored_cell
 from engine.evaluation.batches import Reader, read, reduced
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
-from engine.measures.predictions import TEMPERATURES, plain_of
+from engine.measures.predictions import plain_of
+from engine.measures.temperature_scaling import TEMPERATURES
 from engine.models.execution import Form, Function, Model
 from engine.recipe.schema import RIDGE
 from engine.run import Run

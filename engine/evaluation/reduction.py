@@ -9,9 +9,10 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from engine.data import grouping
+from engine.data import masks
 from engine.data.sets import LabelledSet
 from engine.measures import predictions
+from engine.measures.temperature_scaling import TEMPERATURES
 from engine.models.execution import Model
 from loaders.batches import on_device
 
@@ -22,7 +23,7 @@ class Reduction:
 
     Columns: top-1, its probability, the true class's probability, and the margin: the true class's
     logit minus the largest other logit, positive if top-1 is right. calibration: also top-1's
-    probability at each of `predictions.TEMPERATURES`. weights: as in `predictions.Ensemble`.
+    probability at each of `TEMPERATURES`. weights: as in `predictions.Ensemble`.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Reduction:
         self._excluded_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
         self._joined = labelled.joined
-        self._temperatures = predictions.TEMPERATURES.tolist() if calibration else ()
+        self._temperatures = TEMPERATURES.tolist() if calibration else ()
         self._weights = weights
 
     def __call__(self, index: np.ndarray, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -63,7 +64,7 @@ class Reduction:
 
     def _of_set(self, logits_BC: torch.Tensor) -> torch.Tensor:
         """Logits of the dataset's classes; -inf for others."""
-        logits_BC = grouping.grouped(logits_BC, self._members_GM, self._joined)
+        logits_BC = masks.grouped(logits_BC, self._members_GM, self._joined)
         if self._excluded_C is None:
             return logits_BC
         return logits_BC.masked_fill(self._excluded_C, -torch.inf)

@@ -15,8 +15,8 @@ import torch
 
 from engine import models
 from engine.data import imagenet
-from engine.data.grouping import outputs_of, to_head
 from engine.data.kinds import folder
+from engine.data.masks import outputs_of, to_head
 from engine.data.packs import pack_of
 from engine.data.sets import class_texts
 from engine.errors import RecipeError
@@ -36,7 +36,7 @@ from engine.model_files.descriptions import (
 )
 from engine.model_files.model_names import architecture
 from engine.model_files.weights import VISUAL, load_model
-from engine.models import checkpoints
+from engine.models import pretrained
 from engine.recipe import overrides, preprocessing
 from engine.recipe.overrides import Override
 from engine.recipe.resolve import recipe_of_sections
@@ -281,7 +281,7 @@ def cell_of(
     def make() -> Cell:
         texts = None if classes is None else class_texts(resolved, classes)
         prompt = prompt_beside(file)
-        return Cell(checkpoints.backbone(of_file, store, cache_folder(), 0, prompt, texts))
+        return Cell(pretrained.backbone(of_file, store, cache_folder(), 0, prompt, texts))
 
     return ranks.first(make)
 

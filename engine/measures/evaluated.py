@@ -10,8 +10,9 @@ import numpy as np
 
 from engine.measures import bootstrap, scores
 from engine.measures.paired import SourceScores
-from engine.measures.predictions import ImagePredictions, SetPredictions, Temperature
+from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, pretrained
+from engine.measures.temperature_scaling import Temperature
 
 TOGETHER = 64  # evaluations whose draws are made at a time
 

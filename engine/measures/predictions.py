@@ -2,11 +2,6 @@
 
 Metrics are differences between models on the same images, so all evaluations of a dataset must use
 the same images, and damaged predictions raise an error.
-
-Temperature scaling divides the logits z by one number T for all images and classes that minimizes
-the negative log-likelihood (NLL) on held-out images (Guo et al. 2017, section 4.2). It changes no
-prediction. Confidence and margin determine the NLL: if the true class is not the prediction, its
-logit is the prediction's plus the margin.
 """
 
 from __future__ import annotations
@@ -23,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.measures.temperature_scaling import Temperature, fitted
 from loaders.pack import photos
 
 log = logging.getLogger(__name__)
@@ -34,7 +30,6 @@ SCHEMA = pa.schema(
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
 GROUP = pa.field("group", pa.string())  # if parts of the dataset have equal weight
-TEMPERATURES = 2.0 ** (np.arange(-8, 17) / 4)  # 1/4 to 16
 # With `evaluate.calibration`: the confidence max_c softmax(z / T)_c at each of `TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
@@ -168,56 +163,22 @@ class ImagePredictions(NamedTuple):
         return self.top1 == self.label
 
 
-@dataclass(frozen=True)
-class Temperature:
-    """A temperature `offset` steps (-0.5 to 0.5) from `TEMPERATURES[place]`."""
-
-    place: int
-    offset: float = 0.0
-
-    @property
-    def value(self) -> float:
-        return float(TEMPERATURES[self.place] * (TEMPERATURES[1] / TEMPERATURES[0]) ** self.offset)
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the best temperature may be outside the stored range."""
-        return self.place in (0, len(TEMPERATURES) - 1)
-
-    def confidence(self, confidences_NT: np.ndarray) -> np.ndarray:
-        """Confidences [N] at this temperature, interpolated between those at `TEMPERATURES`: their
-        logarithm is a parabola in log T through three points."""
-        if self.is_at_end:
-            return confidences_NT[:, self.place]
-        u = self.offset
-        weights_3 = np.array([u * (u - 1) / 2, 1 - u * u, u * (u + 1) / 2])
-        logs_N3 = np.log(confidences_NT[:, self.place - 1 : self.place + 2].astype(np.float64))
-        return np.exp(np.minimum(logs_N3 @ weights_3, 0))
-
-
 def temperature_of(paths: Sequence[Path]) -> Temperature | None:
     """The temperature that minimizes the NLL of a model's predictions on one or several datasets of
-    equal weight: the vertex of the parabola in log T through the lowest NLL at `TEMPERATURES` and
-    its neighbours. None if they contain no confidences at other temperatures."""
+    equal weight. None if they contain no confidences at other temperatures."""
     tables = [read(path) for path in paths]
     confidences = [of for of in map(_scaled, tables) if of is not None]
     if not confidences:
         return None
-    confidences_NT = np.concatenate(confidences).astype(np.float64)
     of_sets = [weights(table) for table in tables]
     if len(of_sets) > 1:
         of_sets = [of_set / of_set.sum() for of_set in of_sets]
     margin_N = np.concatenate([table["margin"].to_numpy() for table in tables])
-    # If the prediction is right, the margin is positive and the confidence is the true class's.
-    below_NT = np.minimum(margin_N, 0)[:, None] / TEMPERATURES
-    nll_T = np.concatenate(of_sets) @ (-np.log(confidences_NT) - below_NT)
-    fitted = Temperature(int(np.argmin(nll_T)))
-    if fitted.is_at_end:
-        log.warning("%s: the temperature is at the end of its range, %g", paths[0], fitted.value)
-        return fitted
-    left, least, right = nll_T[fitted.place - 1 : fitted.place + 2]
-    bend = left - 2 * least + right
-    return Temperature(fitted.place, (left - right) / (2 * bend) if bend > 0 else 0.0)
+    confidences_NT = np.concatenate(confidences).astype(np.float64)
+    best = fitted(confidences_NT, margin_N, np.concatenate(of_sets))
+    if best.is_at_end:
+        log.warning("%s: the temperature is at the end of its range, %g", paths[0], best.value)
+    return best
 
 
 def _scaled(table: pa.Table) -> np.ndarray | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import models
-from engine.data import grouping
+from engine.data import masks
 from engine.data.sets import LabelledSet
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
@@ -73,7 +73,7 @@ class Trained(nn.Module):
 
         Unchanged if every class of the dataset is a single output of the head.
         """
-        return grouping.grouped(logits_BC, self.members_GM, self.joined)
+        return masks.grouped(logits_BC, self.members_GM, self.joined)
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """Class indices [b] (int64) in the head's order."""

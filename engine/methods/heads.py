@@ -10,7 +10,7 @@ minimum by at most g^2 / (2 l2). The bias is penalised too, and the fit runs in 
 unpenalised bias or float32, g stayed at 1e-5 or more on emoji-RIB's upstream features.
 
 Outputs outside the mask keep their initial values. The probability of a class with several outputs
-is the sum over its outputs (`engine.data.grouping.summed`). The objective is then not convex, and
+is the sum over its outputs (`engine.data.masks.summed`). The objective is then not convex, and
 `fit` ends at a stationary point.
 """
 
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.data import grouping
+from engine.data import masks
 from engine.errors import DivergedError
 from loaders.batches import has_room, on_device
 
@@ -102,7 +102,7 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
         total.backward()
         for features_bD, labels_b in parts():
             logits_bC = F.linear(features_bD.double(), weight, bias)
-            logits_bC = grouping.summed(logits_bC, problem.members_GM)
+            logits_bC = masks.summed(logits_bC, problem.members_GM)
             if problem.mask_C is not None:
                 logits_bC = logits_bC.masked_fill(~problem.mask_C, -torch.inf)
             losses = F.cross_entropy(logits_bC, labels_b, reduction="sum")

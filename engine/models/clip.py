@@ -15,7 +15,7 @@ from torch import nn
 from engine.model_files.architectures import open_clip_config as config
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.architectures import open_clip_package as package
-from engine.models import hub
+from engine.models import hub_errors
 
 
 class Projection(nn.Module):
@@ -85,7 +85,7 @@ def blank(name: str) -> Any:
     logging.disable(logging.WARNING)  # open_clip warns of random weights
     try:
         return package().create_model(name, device=device, **random).eval()
-    except hub.ERRORS as error:
-        raise ValueError(f"open_clip could not build {name}: {hub.reason(error)}") from error
+    except hub_errors.ERRORS as error:
+        raise ValueError(f"open_clip could not build {name}: {hub_errors.reason(error)}") from error
     finally:
         logging.disable(before)

@@ -22,7 +22,7 @@ from engine import models
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.model_files.weights import load_weights, weights_file
-from engine.models import clip, hub
+from engine.models import clip, hub_errors
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
 log = logging.getLogger(__name__)
@@ -99,10 +99,10 @@ def open_model(recipe: ModelRecipe, cache: Path) -> Any:
         model = open_clip.create_model(
             weights.clip, weights.tag, cache_dir=str(cache / "open_clip")
         )
-    except hub.ERRORS as error:
+    except hub_errors.ERRORS as error:
         raise ValueError(
             f"open_clip could not load weights for {weights.clip} {weights.tag} "
-            f"({hub.reason(error)}). Without access to the hub, download "
+            f"({hub_errors.reason(error)}). Without access to the hub, download "
             "open_clip_model.safetensors on another machine and set model.weights.path=FILE"
         ) from error
     return model.eval()

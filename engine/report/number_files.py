@@ -9,7 +9,7 @@ import pandas
 
 from engine.campaigns.plan import RESULTS
 from engine.machine.files import write_atomic
-from engine.measures.intervals import intervals
+from engine.measures.all_numbers import all_numbers
 from engine.measures.metrics import KEY, measures
 from engine.measures.rows import REPLICATE, of_role
 from engine.measures.tables import with_ends, write_csv
@@ -45,7 +45,7 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
     files = {
         "accuracy.csv": cells[[*KEY, "n", "accuracy", "headline"]],
         "mri.csv": grid.named(mri.assign(headline=mri["arm"].map(headline))),
-        INTERVALS: intervals(grid, results.probe_sets),
+        INTERVALS: all_numbers(grid, results.probe_sets),
         "comparisons.csv": _comparisons(results),
         "behaviour.csv": cells[[*KEY, *measures()]],
     }

@@ -98,7 +98,7 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
-    """The file's content. numbers: from `engine.measures.intervals.intervals`."""
+    """The file's content. numbers: from `engine.measures.all_numbers.all_numbers`."""
     record, grid, titles = results.record, results.grid, results.record.methods
     ends = dict(zip(with_ends("value_pct"), ("value", "low", "high"), strict=True))
     return CampaignResults(

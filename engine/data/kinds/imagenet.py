@@ -87,10 +87,10 @@ class Kind(base.Kind):
         if name == OBJECTNET:
             listing = objectnet.read(source, name, wnids_by_name(), self.dataset.objectnet)
             position = {wnid: i for i, wnid in enumerate(wnids())}
-            from engine.data import grouping  # late: planning imports no torch
+            from engine.data import masks  # late: planning imports no torch
 
-            outputs = {label: grouping.names(label, position) for label in listing.classes}
-            grouping.members(outputs, position)  # raises for classes that share an output
+            outputs = {label: masks.names(label, position) for label in listing.classes}
+            masks.members(outputs, position)  # raises for classes that share an output
         elif name == IMAGENET_C:
             listing = imagenet_c.read(source, name, wnids(), drawn, self.dataset.seed)
         elif name == "imagenet_v2":

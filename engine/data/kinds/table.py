@@ -74,9 +74,9 @@ class Kind(folder.Kind):
         """The labels that the head knows: classes with outputs of their own, or the outputs' names
         or, of ImageNet's, their numbers."""
         if file := self.dataset.outputs:
-            from engine.data import grouping  # late: planning imports no torch
+            from engine.data import masks  # late: planning imports no torch
 
-            return list(grouping.read_outputs(Path(file), self.head))
+            return list(masks.read_outputs(Path(file), self.head))
         numbers = map(str, range(len(self.head)))
         return [*self.head, *numbers] if tuple(self.head) == wnids() else self.head
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from scipy import optimize
 
 from engine import models
-from engine.data import grouping
+from engine.data import masks
 from engine.methods.base import Context, Derived
 from engine.methods.beyond.options.vrf import Recipe
 from engine.store.cells import Cell, Gated
@@ -75,7 +75,7 @@ def _logits(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
         models.logits(features_ND[index[start : start + ROWS]], weight, bias)
         for start in range(0, len(index), ROWS)
     ]
-    logits_NC = grouping.grouped(torch.cat(logits), target.members, target.joined)
+    logits_NC = masks.grouped(torch.cat(logits), target.members, target.joined)
     return logits_NC if target.mask is None else logits_NC.masked_fill(~target.mask, -torch.inf)
 
 

@@ -13,7 +13,7 @@ from engine import cli, models
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.commands import outcome
-from engine.data import grouping, imagenet, sets
+from engine.data import imagenet, masks, sets
 from engine.data.kinds.imagenet import SIZES
 from engine.data.sets import LabelledSet
 from engine.evaluation import passes
@@ -141,7 +141,7 @@ def test_losses_see_grouped_classes(rib, method):
 
 
 def members_of(classes: list[str], position: dict[str, int]) -> torch.Tensor | None:
-    return grouping.members({name: grouping.names(name, position) for name in classes}, position)
+    return masks.members({name: masks.names(name, position) for name in classes}, position)
 
 
 def test_gradient_of_grouped_logits_goes_to_the_largest_member():
@@ -149,19 +149,19 @@ def test_gradient_of_grouped_logits_goes_to_the_largest_member():
     members = members_of(["a+c", "b", "d+e+f"], position)
     assert members.tolist() == [[0, 2, 0], [1, 1, 1], [3, 4, 5]]
     logits = torch.tensor([[1.0, 5, 3, 0, 9, 2]], dtype=torch.float64, requires_grad=True)
-    maxima = grouping.grouped(logits, members)
+    maxima = masks.grouped(logits, members)
     assert maxima[0, [0, 1, 3]].tolist() == [3, 5, 9] and maxima.shape == logits.shape
     maxima[0, [0, 1, 3]].sum().backward()
     assert logits.grad.tolist() == [[0, 1, 1, 0, 1, 0]]
-    sums = grouping.grouped(logits, members, "sum")
+    sums = masks.grouped(logits, members, "sum")
     assert sums[0, 0].item() == pytest.approx(math.log(math.exp(1) + math.exp(3)))
-    means = grouping.grouped(logits, members, "mean")
+    means = masks.grouped(logits, members, "mean")
     probabilities = logits.softmax(1)[0]
     of_means = means[0, [0, 1, 3]] - logits.logsumexp(1)
     expected = [probabilities[[0, 2]].mean(), probabilities[1], probabilities[3:].mean()]
     assert torch.allclose(of_means.exp(), torch.stack(expected))
     assert members_of(["a", "c"], position) is None
-    assert grouping.grouped(logits, None) is logits
+    assert masks.grouped(logits, None) is logits
     for classes in (["a+c", "b+c"], ["c", "b+c"]):
         with pytest.raises(ValueError, match=r"classes .*c and b\+c share the output c"):
             members_of(classes, position)

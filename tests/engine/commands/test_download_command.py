@@ -173,7 +173,7 @@ def test_models_are_fetched_into_their_hubs_cache(capsys, monkeypatch):
             raise ValueError("timm could not load weights")
         fetched.append(model.name)
 
-    monkeypatch.setattr("engine.models.checkpoints.fetch", fetch)
+    monkeypatch.setattr("engine.models.pretrained.fetch", fetch)
     assert cli.main(["download", "--models", "all"]) == 2
     assert len(fetched) == 6 and "vit_b16_clip_openai" in fetched
     streams = capsys.readouterr()

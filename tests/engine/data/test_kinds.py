@@ -11,7 +11,7 @@ from engine.campaigns.make_plan import make_plan
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.cost import work
-from engine.data import grouping, packs
+from engine.data import masks, packs
 from engine.data.kinds import kind_of
 from engine.data.sets import LabelledSet, Sets
 from engine.errors import RecipeError
@@ -243,7 +243,7 @@ def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
     assert set(labelled.labels.tolist()) == {bar, ring}
     assert labelled.mask is not None and labelled.mask.nonzero().ravel().tolist() == [bar, ring]
     logits = torch.randn(4, len(sets.classes))
-    joint = grouping.grouped(logits, labelled.members, labelled.joined)
+    joint = masks.grouped(logits, labelled.members, labelled.joined)
     assert torch.allclose(joint[:, ring], rule(logits[:, [ring, disc]], dim=1))
     assert torch.equal(joint[:, bar], logits[:, bar])
     file.write_text("\n".join(lines[:3]), encoding="utf-8")
@@ -278,7 +278,7 @@ def test_own_keys_of_a_dataset_that_is_left_out_are_dropped(mixed, tmp_path):
 
 def test_a_class_joins_outputs_by_a_plus_if_the_head_has_them():
     position = {"bar": 0, "disc": 1, "a+b": 2}
-    names = [grouping.names(label, position) for label in ("bar", "bar+disc", "a+b", "bar+c")]
+    names = [masks.names(label, position) for label in ("bar", "bar+disc", "a+b", "bar+c")]
     assert names == [["bar"], ["bar", "disc"], ["a+b"], ["bar+c"]]
 
 

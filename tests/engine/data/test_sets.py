@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.data import imagenet, thumbnails
-from engine.data.grouping import names_in_head, outputs_of, to_head
 from engine.data.kinds import folder as folder_kind
 from engine.data.kinds import imagenet as imagenet_kind
 from engine.data.kinds import kind_of
+from engine.data.masks import names_in_head, outputs_of, to_head
 from engine.data.packs import pack_folder
 from engine.data.sets import LabelledSet, Sets
 from engine.data.splits import split, units_of

@@ -12,7 +12,7 @@ from engine.campaigns import column_job
 from engine.campaigns.plan import Column
 from engine.evaluation import bank, features, passes
 from engine.measures import predictions
-from engine.measures.predictions import TEMPERATURES
+from engine.measures.temperature_scaling import TEMPERATURES
 from engine.models.execution import Form
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry

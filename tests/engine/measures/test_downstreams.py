@@ -7,7 +7,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 
-from engine.measures.intervals import intervals
+from engine.measures.all_numbers import all_numbers
 from engine.measures.tables import rows
 from engine.report import terminal
 from helpers.made_results import of_evaluations
@@ -88,6 +88,6 @@ def test_mri_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams)
     assert [row.evaluated_on for row in on_sets] == measured
     for row in (overall, *on_sets):
         assert row.difference_low < row.difference_pts < row.difference_high
-    of_ri = intervals(read, pandas.DataFrame()).query("quantity == 'RI'")
+    of_ri = all_numbers(read, pandas.DataFrame()).query("quantity == 'RI'")
     ri = sorted(zip(of_ri["method"], of_ri["downstream"], strict=True))
     assert ri == sorted(itertools.product(METHODS, downstreams))

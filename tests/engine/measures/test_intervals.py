@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import simulated_campaigns
-from engine.measures import bootstrap, effective_robustness, intervals, scores
+from engine.measures import all_numbers, bootstrap, effective_robustness, scores
 from engine.measures.effective_robustness import GIVEN, Baseline, predicted
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from helpers.stores import SETS, gather, grid, setting, table
@@ -33,7 +33,9 @@ def written_grid(folder) -> list[Evaluation]:
 def worked_out(cells, models=MODELS):
     read = gather(cells, draws=DRAWS)
     trends = effective_robustness.trends(read, models)
-    return intervals.intervals(effective_robustness.above_trend(read, trends), pandas.DataFrame())
+    return all_numbers.all_numbers(
+        effective_robustness.above_trend(read, trends), pandas.DataFrame()
+    )
 
 
 def brute_force(cells):

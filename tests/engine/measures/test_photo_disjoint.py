@@ -8,7 +8,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 
-from engine.measures import intervals
+from engine.measures import all_numbers
 from engine.measures.photo_disjoint import related_datasets
 from engine.measures.rows import PRE
 from engine.report import headline, sections, terminal
@@ -66,7 +66,7 @@ def test_disjoint_ri_leaves_out_sets_of_the_same_photos_or_maker(evaluations):
             assert column[method, "", i] == pytest.approx(across)
             assert np.isnan(column[method, i, "up"])
         assert column[method, "", ""] == pytest.approx(fmean(of_sets.values()))
-    named = intervals.intervals(numbers, pandas.DataFrame())
+    named = all_numbers.all_numbers(numbers, pandas.DataFrame())
     rows = named[named["quantity"].str.startswith("disjoint")]
     assert set(rows["quantity"]) == {"disjoint_mRI", "disjoint_RI", "disjoint_change"}
     assert (rows["low"] < rows["value"]).all() and (rows["value"] < rows["high"]).all()

@@ -13,6 +13,7 @@ from scipy import optimize, special
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.measures import predictions, scores
 from engine.measures.predictions import ImagePredictions, SetPredictions
+from engine.measures.temperature_scaling import Temperature
 
 MASK = np.array([True, True, False, True, True, True, False, True])
 CLASSES = np.flatnonzero(MASK)
@@ -98,7 +99,7 @@ def test_what_is_not_stored_has_no_error(tmp_path):
     path = stored(tmp_path, "a", *drawn(20, 1.0))
     pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled"]), path)
     assert predictions.temperature_of([path]) is None
-    after = SetPredictions().add(path, temperature=predictions.Temperature(3))
+    after = SetPredictions().add(path, temperature=Temperature(3))
     assert np.isnan(scores.scaled_calibration_error(after, np.arange(20)))
 
 

@@ -18,7 +18,7 @@ from engine.cost.flops import count_network
 from engine.cost.work import form_of
 from engine.model_files.architectures import installed_config, stored_architectures
 from engine.model_files.model_names import architecture
-from engine.models import checkpoints
+from engine.models import pretrained
 from engine.models.zero_shot import ClassTexts
 from engine.recipe import preprocessing
 from engine.recipe.catalogue import ROOT
@@ -108,7 +108,7 @@ def test_a_tag_of_open_clips_is_loaded_with_its_zero_shot_head(
     chosen = model(f"{tiny_clip.ARCH}/drawn")
     texts = ClassTexts(tuple(CLASSES), tuple(tiny_clip.TEMPLATES[:1]))
     with caplog.at_level("INFO"):
-        artifact = checkpoints.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0, texts=texts)
+        artifact = pretrained.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0, texts=texts)
     assert "open_clip's weights drawn of tiny-clip; zero-shot head; 32 px" in caplog.text
     assert "5 classes in 1 sentences each, such as 'a photo of a bar.'" in caplog.text
     tower = models.create(chosen, 5)
@@ -127,7 +127,7 @@ def test_a_folder_of_timms_is_a_model_with_its_transform_and_head(tmp_path):
     assert (chosen.crop, chosen.mean, chosen.head.fit) == (0.5, [0.1, 0.2, 0.3], False)
     arch, settings = architecture(f"local-dir:{tmp_path / 'mine'}")
     assert arch == "test_vit" and settings["model.crop"] == 0.5
-    artifact = checkpoints.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0)
+    artifact = pretrained.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0)
     assert torch.equal(load_file(artifact.file(WEIGHTS))["head.weight"], net.head.weight)
     # A head of 1000 other classes is not taken for ImageNet's.
     values = json.loads((tmp_path / "mine" / "config.json").read_text())
@@ -145,7 +145,7 @@ def test_of_a_hub_only_safetensors_are_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(timm.models._hub, "hf_hub_download", hub)
     with pytest.raises(ValueError, match=r"could not load weights .*out of reach"):
-        checkpoints.fetch(model("timm/resnet18.a1_in1k"), tmp_path)
+        pretrained.fetch(model("timm/resnet18.a1_in1k"), tmp_path)
     assert asked == [("timm/resnet18.a1_in1k", "model.safetensors")]
 
 

@@ -16,7 +16,7 @@ from engine import models
 from engine.data import packs
 from engine.machine.files import cache_folder
 from engine.model_files.weights import load_weights
-from engine.models import checkpoints
+from engine.models import pretrained
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import recipe_of_sections
 from engine.store import tensors
@@ -45,7 +45,7 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path):
     words = [f"dataset.root={tmp_path}", "dataset.sets=[photos]", f"runs={tmp_path / 'runs'}"]
     words += ["model.image_size=224", "model.crop=null"]  # the recipe's own are for drawings
     resolved = recipe_of_sections("efficientnet_lite0", "folder", parsed(words))
-    backbone = checkpoints.backbone(resolved.model, Store(tmp_path / "store"), cache_folder(), 0)
+    backbone = pretrained.backbone(resolved.model, Store(tmp_path / "store"), cache_folder(), 0)
     state = load_weights(backbone.file(tensors.WEIGHTS))
 
     by_timm = timm.create_model(ARCH)

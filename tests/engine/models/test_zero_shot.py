@@ -8,7 +8,7 @@ import torch
 
 from engine import models
 from engine.model_files.weights import load_weights
-from engine.models import checkpoints, clip, zero_shot
+from engine.models import clip, pretrained, zero_shot
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
@@ -47,7 +47,7 @@ def test_features_and_logits_are_open_clips_or_the_architecture_is_refused(tmp_p
     tensors.save(clip.state_dict(), path := tmp_path / "open_clip_model.safetensors")
     options, store = model(path=str(path)), Store(tmp_path)
     texts = zero_shot.ClassTexts(tuple(NAMES), tuple(TEMPLATES))
-    backbone = checkpoints.backbone(options, store, tmp_path / "cache", 0, texts=texts)
+    backbone = pretrained.backbone(options, store, tmp_path / "cache", 0, texts=texts)
     net = models.create(options, len(NAMES)).eval()
     models.load_state(net, load_weights(backbone.file(tensors.WEIGHTS)), "cell")
     x = torch.randn(2, 3, 224, 224)
@@ -62,4 +62,4 @@ def test_features_and_logits_are_open_clips_or_the_architecture_is_refused(tmp_p
     assert not models.head(net).bias.any()
     plain = dataclasses.replace(options, arch="vit_base_patch16_clip_224.openai")
     with pytest.raises(ValueError, match=r"from open_clip's ViT-B-16-quickgelu"):
-        checkpoints.backbone(plain, store, tmp_path / "cache", 0, texts=texts)
+        pretrained.backbone(plain, store, tmp_path / "cache", 0, texts=texts)

@@ -84,7 +84,7 @@ def test_groups_are_in_the_table_the_files_the_page_and_results_json(results):
         line = next(line for line in text.partition("on b: ")[2].splitlines() if row.method in line)
         shown = [row.accuracy_pct, row.macro_f1_pct, row.value_pct]
         assert all(f"{number:.1f}" in line for number in shown) and row.group in line
-    content = results_file.of(results, number_files.intervals(results.grid, results.probe_sets))
+    content = results_file.of(results, number_files.all_numbers(results.grid, results.probe_sets))
     read = results_file.read(results_file.encode(content))
     assert read == content and len(read.groups) == len(table)
     assert sum(row.is_worst for row in read.groups) == len(table) / 4

@@ -27,7 +27,7 @@ from engine.model_files.weights import (
     plain_tensors,
     weights_file,
 )
-from engine.models import hub, zero_shot
+from engine.models import hub_errors, zero_shot
 from engine.models.zero_shot import ClassTexts
 from engine.recipe import preprocessing
 from engine.recipe.schema import ModelRecipe
@@ -154,10 +154,10 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
         return timm.create_model(
             recipe.arch, pretrained=True, **safe, **models.size_options(recipe)
         )
-    except hub.ERRORS as error:
+    except hub_errors.ERRORS as error:
         raise ValueError(
-            f"timm could not load weights for {recipe.arch} ({hub.reason(error)}). Without access "
-            "to the hub, set model.weights.source=file model.weights.path=FILE"
+            f"timm could not load weights for {recipe.arch} ({hub_errors.reason(error)}). Without "
+            "access to the hub, set model.weights.source=file model.weights.path=FILE"
         ) from error
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from engine import models
 from engine.model_files.weights import dinov2_onnx, load_weights, plain_tensors
-from engine.models import checkpoints
+from engine.models import pretrained
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
@@ -36,7 +36,7 @@ def state(arch: str = "test_vit", classes: int = 5, size: int = 32) -> dict[str,
 
 
 def backbone(recipe: ModelRecipe, folder: Path) -> dict[str, torch.Tensor]:
-    artifact = checkpoints.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
+    artifact = pretrained.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
     return load_file(artifact.file(tensors.WEIGHTS))
 
 
@@ -183,7 +183,7 @@ def test_backbone_is_made_once_and_named_by_what_matters(tmp_path):
 
     def name(seed: int = 0, **changes: Any) -> str:
         options = dataclasses.replace(model(path), **changes)
-        return checkpoints.backbone(options, Store(tmp_path / "store"), tmp_path, seed).name
+        return pretrained.backbone(options, Store(tmp_path / "store"), tmp_path, seed).name
 
     usual = name()
     assert name(seed=7, name="other") == usual

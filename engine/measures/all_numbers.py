@@ -11,7 +11,7 @@ from engine.measures.tables import with_ends, without_unit
 INTERVAL = ["value", "low", "high"]
 
 
-def intervals(grid: Grid, probe_sets: pandas.DataFrame) -> pandas.DataFrame:
+def all_numbers(grid: Grid, probe_sets: pandas.DataFrame) -> pandas.DataFrame:
     """Every number of `Grid.numbers` with its percentile interval over source images and training
     seeds (`bootstrap`, `seeds`), one row each: `KEY`, quantity, `INTERVAL`. Then the same of
     `metrics.on_probe_sets`, which may be empty."""
