@@ -254,7 +254,7 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
 
         monkeypatch.setattr(module, name, counted)
 
-    for module, name in ((loop, "epochs"), (passes, "_pass"), (fisher, "diagonal")):
+    for module, name in ((loop, "epochs"), (passes, "reduced"), (fisher, "diagonal")):
         noted(module, name)
     torch.set_num_threads(3)
     words = ["method=ewc", "method.fisher_images=5", "seed=7", "train.epochs=1"]
