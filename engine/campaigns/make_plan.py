@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
     programs |= {cell.method.module for cell in everything}
     if (words := shared.dataset.words) and any(cell.reads_words for cell in everything):
         programs |= {words}
+    programs |= _files(rows.values(), columns)
     files = {program: content_digest(program) for program in sorted(programs)}
     digest = _identity(rows, columns, files)
     folder = _title(name, overrides, methods, shared, swept, digest)
@@ -76,6 +79,17 @@ def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
         is_sweep,
         files,
     )
+
+
+def _files(rows: Iterable[CellPlan], columns: Sequence[Column]) -> set[str]:
+    """The files that methods read, besides recipes, for the cells of these columns."""
+    return {
+        str(file)
+        for row, column in itertools.product(rows, columns)
+        for cell in row.on(column.downstream, column.settings).all()
+        for seed in range(cell.recipe.seed, cell.recipe.seed + cell.recipe.seeds)
+        for file in cell.recipe.method.files(dataclasses.replace(cell.recipe, seed=seed))
+    }
 
 
 def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> None:

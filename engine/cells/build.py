@@ -167,6 +167,7 @@ class Builder(Context):
         method["module"] = Path(recipe.method.module).name  # a file that moved is the same method
         form = Form.of(recipe.train, self.device)
         texts = self.sets.class_texts if recipe.method.reads_words else None
+        files = recipe.method.files(recipe)
         return {
             "base": base.name,
             "target": target.pack.fingerprint,
@@ -180,6 +181,7 @@ class Builder(Context):
             "machine": self.machine,
             **target.part_key(recipe),
             **(texts.key(recipe.model.weights) if texts else {}),
+            **({"files": [file_hash(file) for file in files]} if files else {}),
         }
 
     def seeded(self) -> list[Builder]:

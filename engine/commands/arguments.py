@@ -277,6 +277,8 @@ def _campaign_options(parser: Parser) -> None:
 def campaign(parser: Parser) -> None:
     _named_campaign(parser)
     _campaign_options(parser)
+    parser.add_argument("--checkpoints", type=Path, metavar="TABLE",
+        help="CSV file of checkpoints, which become the campaign's models in place of training")  # fmt: skip
 
 
 @command("run", "train a method with every combination of values", runs="campaign:sweep")

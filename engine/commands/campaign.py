@@ -36,6 +36,11 @@ from loaders.files.typed_json import DamagedFile
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.checkpoints is not None:
+        from engine.exchange import listed_models  # late, as few campaigns need it
+
+        words = arguments.name, arguments.checkpoints, arguments.overrides
+        arguments.overrides = listed_models.overrides_of(*words)
     _run(arguments)
 
 

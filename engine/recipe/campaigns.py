@@ -133,7 +133,9 @@ class Campaign:
                     )
                 if name in names:
                     raise RecipeError(f"{source}: {SELECTION} names {name} twice")
-                rows[name] = (*rows.get(name, ()), (f"{source} (methods.{name})", layer))
+                # A row with a base of its own starts anew.
+                before = () if BASE in layer else rows.get(name, ())
+                rows[name] = (*before, (f"{source} (methods.{name})", layer))
                 table[name] = None
                 names.add(name)
         if len(table) > MOST_ROWS:

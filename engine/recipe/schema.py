@@ -8,6 +8,7 @@ the command line, and raises an error for any other key or value. A method's `Re
 from __future__ import annotations
 
 import enum
+import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -300,6 +301,10 @@ class MethodRecipe:
 
     def check(self, cell: Recipe) -> None:
         """Raise RecipeError, naming the key, if an option is invalid for this cell."""
+
+    def files(self, cell: Recipe) -> Sequence[pathlib.Path]:
+        """Files that determine the cell's weights, besides its recipe."""
+        return ()
 
 
 @dataclass(frozen=True)
