@@ -155,11 +155,13 @@ def _identity(
     rows: Mapping[str, CellPlan], columns: Sequence[Column], digests: Mapping[str, str]
 ) -> str:
     """A digest of all that determines a campaign's results; the name of the plan's folder."""
+    data = [digests[name] for name in digests if not (is_users(name) or name in METHODS.names())]
     return short_digest(
         {
             "format": artifacts.FORMAT,
             "rows": {name: _settings(row, digests) for name, row in rows.items()},
             "columns": [[column.downstream, dict(column.settings)] for column in columns],
+            **({"files": sorted(data)} if data else {}),
         }
     )
 

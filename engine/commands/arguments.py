@@ -278,7 +278,7 @@ def campaign(parser: Parser) -> None:
     _named_campaign(parser)
     _campaign_options(parser)
     parser.add_argument("--checkpoints", type=Path, metavar="TABLE",
-        help="CSV file of checkpoints, which become the campaign's models in place of training")  # fmt: skip
+        help="CSV file of checkpoints: the campaign's models, without training")  # fmt: skip
 
 
 @command("run", "train a method with every combination of values", runs="campaign:sweep")

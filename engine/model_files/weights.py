@@ -27,6 +27,7 @@ STATES = ("state_dict", "model")  # where checkpoints of training scripts keep w
 AVERAGES = ("state_dict_ema", "model_ema")  # and averages of the weights, which are not read
 VISUAL, TEXT = "visual.", "logit_scale"  # tensors of open_clip's vision and text towers
 LIGHTNING = "model."  # prefix of a LightningModule's `self.model`
+ENCODER, CLIP_HEAD = "image_encoder.", "classification_head."  # in WiSE-FT's classifiers
 log = logging.getLogger(__name__)
 TIMM_NAMES = {  # by those of an exported DINOv2
     "backbone.": "",
@@ -93,9 +94,25 @@ def load_weights(path: Path) -> State:
 
 
 def _clean(state: State) -> State:
+    state = timm.models.clean_state_dict(state)
+    if any(name.startswith(CLIP_HEAD) for name in state):
+        return _classifier(state)
     if all(name.startswith(LIGHTNING) for name in state):
         state = {name.removeprefix(LIGHTNING): tensor for name, tensor in state.items()}
     return timm.models.clean_state_dict(state)
+
+
+def _classifier(state: State) -> State:
+    """A CLIP model with a head, as WiSE-FT's and model soups' programs nest it: open_clip's vision
+    tower and the head. The text tower, which the head replaces, is left out."""
+    made = {}
+    for name, tensor in state.items():
+        below = name.removeprefix(CLIP_HEAD)
+        if below != name:
+            made[f"head.{below}"] = tensor
+        elif (below := name.removeprefix(ENCODER).removeprefix(LIGHTNING)).startswith(VISUAL):
+            made[below] = tensor
+    return made
 
 
 def plain_tensors(file: Path | io.BytesIO, source: str) -> State:

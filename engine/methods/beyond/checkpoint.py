@@ -50,8 +50,8 @@ def read_table(table: Path) -> list[Line]:
         is_pre = len(row) == 6 and row[1:4] == [PRE, "", ""]
         if not is_pre and (len(row) != 6 or not all(row[:3]) or not row[3].isdecimal()):
             raise RecipeError(
-                f"{place}: write {HEADER}, where seed is a number, head may be empty, and the method "
-                f"{PRE} has neither downstream nor seed"
+                f"{place}: write {HEADER}, where seed is a number, head may be empty, and the "
+                f"method {PRE} has neither downstream nor seed"
             )
         name, method, downstream, seed, file, head = row
         key = method, downstream, int(seed or 0)
