@@ -50,6 +50,7 @@ class LabelledSet:
     its logit (`masks.grouped`). parts_key: what determines `group`. outputs_digest: of a file
     that says which outputs a class has; empty without one. parts: of a union, its datasets, in the
     order of their images. is_probe: whether its labels are indices of its own classes.
+    split_column: of the published split, unless it is also one of the images' columns.
     """
 
     name: str
@@ -67,14 +68,16 @@ class LabelledSet:
     outputs_digest: str = ""
     parts: tuple[LabelledSet, ...] = ()
     is_probe: bool = False
+    split_column: str = ""
     _thinned: dict[tuple[int, int], np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # cached draws of `_at_most`, which take seconds for millions of images
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """Further columns of the images by name, each str [N], such as their location."""
-        return self.pack.columns
+        """Further columns of the images by name, each str [N], such as their location. A column
+        that only splits the images is none."""
+        return {name: of for name, of in self.pack.columns.items() if name != self.split_column}
 
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all if nothing is held out."""
@@ -227,6 +230,7 @@ class Sets:
                 {"parts": dataset.parts} if dataset.parts else {},
                 short_digest([outputs, dataset.joined]) if dataset.outputs else "",
                 is_probe=is_probe,
+                split_column=_split_column(dataset),
             )
         return self._open[name]
 
@@ -393,6 +397,12 @@ def _joined(parts: Sequence[LabelledSet], positions: Sequence[np.ndarray]) -> np
     """Positions in a union, from positions in each of its parts."""
     starts = np.cumsum([0, *(len(part.pack) for part in parts)])
     return np.concatenate([of + start for of, start in zip(positions, starts, strict=False)])
+
+
+def _split_column(dataset: DatasetRecipe) -> str:
+    """The column of a published split; empty without one, and if the recipe asks for the column."""
+    column = dataset.split.column
+    return "" if column in vars(dataset).get("columns", ()) else column
 
 
 def _parts(pack: Pack, names: Sequence[str]) -> np.ndarray | None:

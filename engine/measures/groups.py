@@ -39,10 +39,14 @@ def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pan
     dataset used different images.
     """
     arms = {arm: k for k, arm in enumerate(grid.arms)}
-    by_set: dict[str, list[Evaluation]] = {}
+    # Where each column has a pretrained model, models are evaluated on all images of a dataset that
+    # they were not trained on, and on the held-out images of the others.
+    by_column = any(row.method == PRE and row.downstream for row in evaluations)
+    by_set: dict[tuple[str, bool], list[Evaluation]] = {}
     for row in evaluations:
         if row.headline:
-            by_set.setdefault(row.evaluated_on, []).append(row)
+            place = row.evaluated_on, by_column and row.on_downstream
+            by_set.setdefault(place, []).append(row)
     tables = []
     for rows in by_set.values():
         if predictions.columns_of(rows[0].path):

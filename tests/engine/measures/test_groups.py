@@ -129,3 +129,29 @@ def test_sets_without_columns_have_no_groups_and_holes_are_named(tmp_path):
     bank.add(other.path)
     with pytest.raises(ValueError, match="used different images of one dataset"):
         bank.add(rows[1].path)
+
+
+def test_a_set_left_out_is_grouped_whole_and_a_set_trained_on_by_its_held_out_images(tmp_path):
+    """Where each column has a pretrained model, as without an upstream dataset."""
+    unions, rows, held_out = {"a": "b+c", "b": "a+c", "c": "a+b"}, [], np.arange(N) % 3 == 0
+    for row in made(tmp_path / "made"):
+        if row.evaluated_on in SETS:
+            columns = unions.values() if row.method == "pre" else [unions[row.downstream]]
+            for column in columns:
+                place = tmp_path / f"{len(rows)}.parquet"
+                rows.append(replace(row, downstream=column, path=place))
+                table = pq.read_table(row.path)
+                keep = held_out if rows[-1].on_downstream else np.ones(N, bool)
+                pq.write_table(table.filter(pa.array(keep)), place)
+    grid = gather(rows, SETS, None, [*unions.values()])
+    table = grid.named(groups.of(grid, rows))
+    table = table[(table["column"] == "night") & (table["group"] == "yes")]
+    n = table[table["downstream"] != ""].groupby("downstream")["n"].unique()
+    whole, part = np.arange(N) % 4 == 0, (np.arange(N) % 4 == 0) & held_out
+    assert {name: of.tolist() for name, of in n.items()} == {
+        "a+b": [part.sum()], "a+c": [part.sum()], "b+c": [whole.sum()]
+    }  # fmt: skip
+    (tuned,) = table.query("method == 'fine_tune' and downstream == 'b+c'")["change_pts"]
+    (pre,) = table.query("method == 'pre' and downstream == 'b+c'")["value_pct"]
+    (after,) = table.query("method == 'fine_tune' and downstream == 'b+c'")["value_pct"]
+    assert tuned == pytest.approx(after - pre)
