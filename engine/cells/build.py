@@ -40,6 +40,7 @@ from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving, snapshot_steps
 from loaders.batches import Batch
+from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"

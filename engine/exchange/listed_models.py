@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.errors import RecipeError
 from engine.measures.rows import PRE
-from engine.methods.beyond.checkpoint import Line, read_table
+from engine.model_files.checkpoint_table import Line, read_table
 from engine.recipe import campaigns, overrides
 from engine.recipe.campaigns import BASE, DOWNSTREAMS, REPLICATES, SELECTION, TITLE
 from engine.recipe.overrides import Override

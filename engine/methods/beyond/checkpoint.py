@@ -16,89 +16,17 @@ text tower makes it. The method `pre`, without downstream and seed, is the pretr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-from engine.errors import RecipeError
-from engine.machine.files import read_csv_rows
-from engine.measures.rows import PRE
-from engine.recipe import schema
-from engine.recipe.schema import MethodRecipe
-
-HEADER = "name,method,downstream,seed,file,head"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a table; file and head with their folders, head None without one."""
-
-    name: str
-    method: str
-    downstream: str
-    seed: int
-    file: Path
-    head: Path | None
-
-
-def read_table(table: Path) -> list[Line]:
-    """The lines of a table. Raises RecipeError, naming table and line, for malformed lines, two
-    lines of one method, dataset and seed, and files that are missing."""
-    lines: dict[tuple[str, str, int], Line] = {}
-    for number, row in read_csv_rows(table, HEADER, "method.table"):
-        place, fault = f"{table}, line {number}", ""
-        is_pre = len(row) == 6 and row[1:4] == [PRE, "", ""]
-        if not is_pre and (len(row) != 6 or not all(row[:3]) or not row[3].isdecimal()):
-            raise RecipeError(
-                f"{place}: write {HEADER}, where seed is a number, head may be empty, and the "
-                f"method {PRE} has neither downstream nor seed"
-            )
-        name, method, downstream, seed, file, head = row
-        key = method, downstream, int(seed or 0)
-        line = Line(name, *key, table.parent / file, table.parent / head if head else None)
-        if key in lines:
-            fault = f"{lines[key].name} and {name} are both {method} on {downstream}, seed {seed}"
-        for path in filter(None, (line.file, line.head)):
-            if not path.is_file():
-                fault = f"{path} is not a file"
-        if fault:
-            raise RecipeError(f"{place}: {fault}")
-        lines[key] = line
-    return list(lines.values())
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    trains = False
-    table: str = ""  # CSV file that lists the checkpoints
-    row: str = ""  # the value of its column `method`
-
-    def line(self, cell: schema.Recipe) -> Line:
-        """The cell's line. Raises RecipeError, naming the table, if it has none."""
-        lines = read_table(Path(self.table))
-        wanted = self.row, cell.downstream, cell.seed
-        for line in lines:
-            if (line.method, line.downstream, line.seed) == wanted:
-                return line
-        raise RecipeError(
-            f"{self.table} has no line of {self.row} on {cell.downstream} with seed {cell.seed}: "
-            "add it, or leave the row out by methods=[...]"
-        )
-
-    def files(self, cell: schema.Recipe) -> Sequence[Path]:
-        line = self.line(cell)
-        return [line.file, *filter(None, [line.head])]
-
-
 import dataclasses
 
 from engine import models
 from engine.machine.files import cache_folder
 from engine.methods.base import Context, Derived
+from engine.methods.beyond.options.checkpoint import Recipe
+from engine.model_files.checkpoint_table import Line
 from engine.model_files.descriptions import describe_checkpoint
 from engine.model_files.weights import State, load_model, load_weights
 from engine.models import checkpoints
-from engine.recipe import preprocessing
+from engine.recipe import preprocessing, schema
 from engine.store.cells import Export
 
 

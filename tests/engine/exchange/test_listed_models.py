@@ -17,7 +17,8 @@ from engine import cli, models
 from engine.campaigns.make_plan import make_plan
 from engine.errors import RecipeError
 from engine.exchange import listed_models, user_models
-from engine.methods.beyond.checkpoint import HEADER, Line, state_of
+from engine.methods.beyond.checkpoint import state_of
+from engine.model_files.checkpoint_table import HEADER, Line
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import recipe_of_sections
 from engine.store.artifacts import Store
