@@ -165,7 +165,10 @@ def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
 
 @pytest.mark.parametrize(
     "method",
-    sorted(set(METHODS.names()) - {"flyp", "carot", "tracer", "lipsum_ft", "ensemble", "dawin"}),
+    sorted(
+        set(METHODS.names())
+        - {"flyp", "carot", "tracer", "lipsum_ft", "ensemble", "dawin", "checkpoint"}
+    ),
 )
 def test_every_option_of_a_method_changes_the_name_of_its_cell(grid, method):
     builder = grid.builder(f"method={method}")
