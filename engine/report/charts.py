@@ -126,18 +126,20 @@ def heat(
     scale = {"domain": [-end, end], "domainMid": 0} if signed else {"zero": True, "nice": False}
     color = {"field": value, "type": "quantitative", "scale": scale, "legend": None}
     text = {"field": value, "type": "quantitative", "format": "+.1f" if signed else ".3~r"}
+    room = 30 * data[x].nunique()  # pixels below which numbers of neighbouring cells touch
+    number = {"type": "text", "opacity": {"expr": f"width < {room} ? 0 : 1"}}
     layers: list[Spec] = [
         {"mark": {"type": "rect"}, "encoding": {"color": color}},
-        {"mark": {"type": "text", "fontSize": 11 if signed else 9}, "encoding": {"text": text}},
+        {"mark": {**number, "fontSize": 11 if signed else 9}, "encoding": {"text": text}},
     ]
     if on_downstream:
         text["format"] = "+.0f"
-        number = {"field": on_downstream, "type": "quantitative", "format": ".0f"}
+        accuracy = {"field": on_downstream, "type": "quantitative", "format": ".0f"}
         outline = {"type": "rect", "filled": False, "strokeWidth": 1, "strokeOpacity": 0.5}
-        italic = {"type": "text", "fontStyle": "italic", "opacity": 0.75}
+        italic = {**number, "fontStyle": "italic"}
         layers = [layer | {"transform": [{"filter": f"!({OWN})"}]} for layer in layers] + [
             {"transform": [{"filter": OWN}], "mark": outline},
-            {"transform": [{"filter": OWN}], "mark": italic, "encoding": {"text": number}},
+            {"transform": [{"filter": OWN}], "mark": italic, "encoding": {"text": accuracy}},
         ]
     return {
         "padding": {"left": 2, "top": 2, "bottom": 2, "right": 36},  # room for slanted names

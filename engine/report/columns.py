@@ -89,10 +89,16 @@ def ends(data: pandas.DataFrame) -> dict[str, tuple[str, str]]:
     return {f"{without_unit(name)}_{k}": (name, titles[k]) for name in names for k in titles}
 
 
+def equal(data: pandas.DataFrame) -> list[str]:
+    """The columns that are equal in all rows; none of a table with fewer than two rows."""
+    return [str(name) for name in data if len(data) > 1 and data[name].map(str).nunique() == 1]
+
+
 def shown(data: pandas.DataFrame) -> list[TextColumn]:
     """The displayed columns: all except interval bounds, which are part of another column's text,
-    and a model or variant that is the same in every row."""
+    a model or variant that is the same in every row, and percentages that are 0 in every row."""
     hidden = {name for name in CONSTANT if name in data and data[name].nunique() <= 1}
+    hidden |= {str(name) for name in data if unit(str(name)) == "pct" and (data[name] == 0).all()}
     return [_column(data, name) for name in map(str, data) if name not in hidden | {*ends(data)}]
 
 

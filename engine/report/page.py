@@ -103,7 +103,8 @@ def _bundle() -> str:
 def _view(table: Table) -> dict[str, Any]:
     """A table for the page: numbers as CSV, displayed texts and, for long tables, filters: the
     values of a column by its index."""
-    shown, many = columns.shown(table.data), len(table.data) > FEW
+    equal = columns.equal(table.data) if table.hides_equal else []
+    shown, many = columns.shown(table.data.drop(columns=equal)), len(table.data) > FEW
     values = {k: list(dict.fromkeys(column.texts)) for k, column in enumerate(shown)}
     return {
         "csv": csv(table.data, charts.DIGITS),

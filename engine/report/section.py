@@ -34,13 +34,15 @@ class Figure:
 class Table:
     """A table's numbers, exported in full to `report/tables/NAME.csv`, `.parquet` and `.tex`.
 
-    best: columns whose largest number is bold in LaTeX.
+    best: columns whose largest number is bold in LaTeX. hides_equal: whether the page leaves out
+    columns that are equal in all rows.
     """
 
     name: str
     caption: str
     data: pandas.DataFrame
     best: Sequence[str] = ()
+    hides_equal: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     varied.section,
     ranking.methods,
     ranking.trade_off,
+    about.samples,
     changes.map_of_fine_tuning,
     paired.related,
     paired.best,

@@ -14,6 +14,7 @@ from engine.measures.rows import PRE
 from engine.measures.tables import with_ends
 from engine.recipe import catalogue
 from engine.recipe.schema import MethodRecipe
+from engine.report import columns
 from engine.report.results import Results
 from engine.report.section import Picture, Section, Table
 from engine.report.text import counted, listed
@@ -62,7 +63,7 @@ def all_numbers(results: Results) -> Section | None:
             Table(
                 "explorer",
                 "Accuracy in percent before and after fine-tuning, its change in points, and "
-                f"properties of the predictions, with 95% CIs: {scores.legend()}.",
+                "properties of the predictions, with 95% CIs.",
                 data[[*COLUMNS, *numbers]],
             )
         ],
@@ -81,6 +82,7 @@ def how_to_read(results: Results) -> Section | None:
         "one source in several datasets are drawn together, and every model is compared with the "
         "pretrained one on the same draw.",
         _about_seeds(results),
+        f"Properties of the predictions: {scores.legend()}.",
     ]
     for name, value in results.record.settings.items():
         if name.split(",")[0] == HEAD_PHOTOS:
@@ -130,14 +132,15 @@ def what_was_run(results: Results) -> Section | None:
     names = ["campaign", "stage", "device", "processes", "job", "ended", "hours", "failure"]
     rows = [[getattr(attempt, name) for name in names] for attempt in record.attempts]
     attempts = pandas.DataFrame(rows, columns=names).rename(columns={"failure": "why"})
+    attempts["minutes"] = (60 * attempts["hours"]).astype(float).round(1)
     ended, failed = attempts.dropna(subset="ended"), attempts[attempts["why"] != ""]
     of_stage = ended.groupby(names[:4], sort=False)
-    sums = {"jobs": ("job", "nunique"), "attempts": ("job", "size"), "job_hours": ("hours", "sum")}
+    sums = {"jobs": ("job", "nunique"), "attempts": ("job", "size"), "minutes": ("minutes", "sum")}
     settings = [(name, _text(value)) for name, value in record.settings.items()]
-    recipes = [
+    recipes = pandas.DataFrame(
         {"method": record.methods.get(row.method, row.method), **_columns(row.settings)}
         for row in record.rows
-    ]
+    )
     diverged = [
         dataclasses.asdict(row)
         | {"method": record.methods.get(row.method, row.method), "setting": str(row.setting)}
@@ -168,21 +171,23 @@ def what_was_run(results: Results) -> Section | None:
             ),
         ),
         Table(
-            "hours",
-            "Hours by stage and device. A job on several GPUs counts once, a killed attempt until "
-            "its last event; the report's job is not counted.",
+            "job-minutes",
+            "Minutes by stage and device. A job on several GPUs counts once, a killed attempt "
+            "until its last event; the report's job is not counted.",
             _named(of_stage.agg(**sums).reset_index()),
         ),
         Table(
             "failed-attempts",
             "Failed attempts at jobs, and why. A later attempt resumes.",
-            _named(failed[["campaign", "job", "hours", "why"]].round({"hours": 3})),
+            _named(failed[["campaign", "job", "minutes", "why"]]),
         ),
         Table(
             "hyper-parameters",
-            "Hyperparameters of each method. Methods without training steps, such as weight "
-            "averages and fitted probes, do not use those of the optimizer and training.",
-            pandas.DataFrame(recipes),
+            f"Hyperparameters of each method. {_shared(recipes)}Methods without training steps, "
+            "such as weight averages and fitted probes, do not use those of the optimizer and "
+            "training.",
+            recipes,
+            hides_equal=True,
         ),
     ]
     fine_tuned = cells[cells["method"] != PRE]
@@ -208,6 +213,13 @@ def what_was_run(results: Results) -> Section | None:
     )
 
 
+def _shared(recipes: pandas.DataFrame) -> str:
+    """A sentence on the hyperparameters that the page leaves out, being equal in all rows."""
+    equal = recipes[columns.equal(recipes)].head(1).to_dict("records") or [{}]
+    pairs = [f"{name} {value}" for name, value in equal[0].items() if value not in ("", None)]
+    return f"Equal in all: {', '.join(pairs)}. " if pairs else ""
+
+
 def _text(value: Any) -> str:
     """A setting as text, with fingerprints shortened."""
     if not isinstance(value, Mapping):
@@ -219,7 +231,7 @@ def _columns(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A row's settings for the table; a method's own options share a column."""
     shared = {f"method.{field.name}" for field in dataclasses.fields(MethodRecipe)}
     own = {key: v for key, v in settings.items() if key.startswith("method.") and key not in shared}
-    columns = {
+    values = {
         "variant": settings["method.variant"],
         "options": ", ".join(f"{key.removeprefix('method.')}={v}" for key, v in own.items()),
         "optimizer": settings["optimizer.name"],
@@ -227,8 +239,8 @@ def _columns(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
         if section in ("optimizer", "train", "") and key != "optimizer.name":
-            columns[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return columns
+            values[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return values
 
 
 def _named(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -238,20 +250,26 @@ def _named(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def artwork(results: Results) -> Section | None:
-    """Images of every dataset, and authors and licences of datasets and weights."""
+    """Authors and licences of datasets and weights."""
+    if not results.record.credits:
+        return None
+    credits = pandas.DataFrame(results.record.credits)
+    return Section(
+        "credits",
+        "Credits for artwork and weights",
+        tables=[Table("credits", "Sources, authors and licences.", credits)],
+    )
+
+
+def samples(results: Results) -> Section | None:
+    """Images of every dataset."""
     record = results.record
-    if not record.credits and not record.contact_sheet:
+    if not record.contact_sheet:
         return None
     sets = [*filter(None, [record.upstream]), *record.sets, *record.evaluate_on]
     words = f"Samples of {listed(sets)}."
     sheet = Picture(words, f"data:image/png;base64,{record.contact_sheet}")
-    credits = pandas.DataFrame(record.credits)
-    return Section(
-        "credits",
-        "Samples of the datasets, and credits for artwork and weights",
-        tables=[Table("credits", "Sources, authors and licences.", credits)] * bool(len(credits)),
-        pictures={"": [sheet]} if record.contact_sheet else {},
-    )
+    return Section("samples", "Samples of the datasets", pictures={words: [sheet]}, is_open=True)
 
 
 def to_cite(results: Results) -> Section:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas
 
-from engine.measures import comparisons, scores
+from engine.measures import comparisons
 from engine.measures.tables import groups, with_ends
 from engine.report import charts, headline, tuning
 from engine.report.results import Results
@@ -123,8 +123,8 @@ def best(results: Results) -> Section | None:
             Table(
                 "differences",
                 f"Each method's mRI minus the best method's, with 95% CIs{results.one_training}. "
-                f"Means over the other datasets: {scores.legend()}. Effective robustness: accuracy "
-                "above the trend line, if there is one.",
+                "Properties of the predictions are means over the other datasets (How to read "
+                "this). Effective robustness: accuracy above the trend line, if there is one.",
                 pandas.concat([_against_best(results, of) for of in models], ignore_index=True),
             )
         ],

@@ -181,7 +181,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     wide = ri.pivot_table("RI_pts", "method", "downstream", sort=False)
     wide = wide[results.downstreams(model)].add_suffix("_pts").rename_axis(columns=None)
     of_model = results.shown[results.shown["model"] == model].set_index("method")
-    wide = wide.join(of_model[MRI])
+    wide = of_model[MRI].join(wide, how="right")
     return Table(
         slug("ri", *[model] * (len(results.models) > 1)),
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "

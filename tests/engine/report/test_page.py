@@ -76,7 +76,16 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     html = path.read_text("utf-8")
     keys = re.findall(r'<section id="([^"]*)"', html)
     assert keys == [
-        *("ranking", "trade-off", "map", "related-sets", "differences", "maps", "barrier"),
+        *(
+            "ranking",
+            "trade-off",
+            "samples",
+            "map",
+            "related-sets",
+            "differences",
+            "maps",
+            "barrier",
+        ),
         *(
             "upstream-change",
             "images",
@@ -89,11 +98,11 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
         "cite",
     ]
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
-    assert is_folded == [False] * 3 + [True] * 12
+    assert is_folded == [False] * 4 + [True] * 12
     headings, best = re.findall("<h2[^>]*>(.*?)</h2>", html), results.ranked().iloc[0]["method"]
     assert headings[0].startswith("mRI ranges from ") and headings[0].endswith(" (one training)")
     assert f" ({best})" in headings[0]
-    assert headings[7].startswith("Upstream accuracy changes by ")
+    assert headings[8].startswith("Upstream accuracy changes by ")
 
 
 def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
@@ -120,7 +129,8 @@ def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path)
 def test_charts_are_in_the_page_without_scripts(tmp_path):
     html = written_page(tmp_path, Section("a", "A", figures=[FIGURE]))
     (drawing,) = re.findall(
-        r'<div class="view"><img alt="" src="data:image/svg\+xml;base64,(\S+)">', html
+        r'<div class="view"></div><img class="drawing" alt="" src="data:image/svg\+xml;base64,(\S+)">',
+        html,
     )
     assert b64decode(drawing) == exports.svg(FIGURE)
 

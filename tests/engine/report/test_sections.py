@@ -222,14 +222,14 @@ def test_models_are_counted_once():
 
 def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():
     results = made_results.of_arms({("fine_tune", None, ""): (60, 55)}, attempts=ATTEMPTS)
-    rows = settings_table(results, "hours")
-    assert [(row["stage"], row["jobs"], row["attempts"], row["job_hours"]) for row in rows] == [
-        ("prepare", 1, 1, 0.5),
-        ("column", 2, 3, 6.0),
+    rows = settings_table(results, "job-minutes")
+    assert [(row["stage"], row["jobs"], row["attempts"], row["minutes"]) for row in rows] == [
+        ("prepare", 1, 1, 30.0),
+        ("column", 2, 3, 360.0),
     ]
     assert about.what_was_run(results).heading.endswith(" models, 6.5 h of jobs")
     rows = settings_table(results, "failed-attempts")
-    assert [(row["job"], row["hours"]) for row in rows] == [("column-a", 1.0), ("column-c", 0.0)]
+    assert [(row["job"], row["minutes"]) for row in rows] == [("column-a", 60.0), ("column-c", 0.0)]
     assert rows[0]["why"] == "no room" and "killed" in rows[1]["why"]
 
 
