@@ -129,8 +129,7 @@ def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path)
 def test_charts_are_in_the_page_without_scripts(tmp_path):
     html = written_page(tmp_path, Section("a", "A", figures=[FIGURE]))
     (drawing,) = re.findall(
-        r'<div class="view"></div><img class="drawing" alt="" src="data:image/svg\+xml;base64,(\S+)">',
-        html,
+        r'</div><img class="drawing" alt="" src="data:image/svg\+xml;base64,(\S+)">', html
     )
     assert b64decode(drawing) == exports.svg(FIGURE)
 
