@@ -25,7 +25,7 @@ from engine.methods.beyond.options.checkpoint import Recipe
 from engine.model_files.checkpoint_table import Line
 from engine.model_files.descriptions import describe_checkpoint
 from engine.model_files.weights import State, load_model, load_weights
-from engine.models import checkpoints
+from engine.models import pretrained
 from engine.recipe import preprocessing, schema
 from engine.store.cells import Export
 
@@ -60,7 +60,7 @@ def state_of(line: Line, context: Context) -> State:
     )
     made = dataclasses.replace(model, weights=weights, head=schema.HeadRecipe())
     try:
-        state = checkpoints.fetch(made, cache_folder(), texts).state_dict()
+        state = pretrained.fetch(made, cache_folder(), texts).state_dict()
     except ValueError as error:
         raise ValueError(f"{line.name}: {error}") from error
     if line.head is not None:

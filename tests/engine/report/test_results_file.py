@@ -19,7 +19,7 @@ from engine.report.sections import about
 from helpers import made_results, reports
 
 SCHEMA = ROOT.parent / "docs" / "results.schema.json"
-UNCITED = {"fine_tune", "strong_fine_tune"}
+UNCITED = {"checkpoint", "fine_tune", "strong_fine_tune"}
 
 
 @pytest.fixture
