@@ -427,5 +427,5 @@ def _is_near(claimed: Any, computed: Any) -> bool:
         return False
     try:
         return math.isclose(float(claimed), float(computed), rel_tol=1e-5, abs_tol=TOLERANCE)
-    except ValueError:
+    except (ValueError, OverflowError):  # no number, or an integer beyond every float
         return False

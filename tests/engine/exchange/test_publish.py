@@ -225,6 +225,14 @@ UNSEALED = {
 }  # fmt: skip
 SEALED = {
     "an edited mRI": (of_json(RESULTS, raised), RESULTS, ".numbers"),
+    "an integer beyond every float": (
+        of_json(RESULTS, lambda v: v["methods"][0]["settings"].update({"seeds": 10**400})),
+        RESULTS, ".methods[0].settings.seeds is '1000",
+    ),
+    "such an integer in the record": (
+        of_json(RECORD, lambda v: v["rows"][0]["settings"].update({"seeds": 10**400})),
+        RESULTS, ".methods[0].settings.seeds is",
+    ),
     "an edited accuracy": (
         lambda f: of_text("report/accuracy.csv", ",True\n", ",True\nx,y,,,,,few,1,99.9,True\n")(f),
         "report/accuracy.csv", "rows",
