@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.measures.rows import trained_sets
 from engine.model_files.model_names import model_section
 from engine.recipe import campaigns, catalogue, checks, kinds, overrides, typed
 from engine.recipe.campaigns import SELECTION, Campaign
@@ -87,7 +88,8 @@ def load_recipe(
     _check_trains(options.method, of_row)
     sets = values["dataset"].get("sets") or ()
     is_whole = file is None and "method" not in top and DOWNSTREAM not in choices
-    if downstream is None and is_whole and sets and values.get(DOWNSTREAM) not in sets:
+    is_known = {*trained_sets(values.get(DOWNSTREAM, ""))} <= {*sets}
+    if downstream is None and is_whole and sets and not is_known:
         downstream = sets[0]
     if downstream is not None:
         values[DOWNSTREAM] = downstream

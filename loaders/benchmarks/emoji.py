@@ -201,7 +201,7 @@ class Artwork:
         return WebpDrawings(path) if kind == "webp" else FontDrawings(path)
 
 
-def styles_of(name: str, upstream: str) -> tuple[tuple[str, ...], str]:
+def styles_of(name: str, upstream: str | None) -> tuple[tuple[str, ...], str]:
     """Returns the styles of a dataset, and the effect of a derived dataset, or ""."""
     if name == upstream:
         return UPSTREAM, ""

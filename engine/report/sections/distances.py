@@ -22,7 +22,8 @@ def section(results: Results) -> Section | None:
     made = dataclasses.replace(of_matrix(matrix), is_open=False)
     points = _points(results, matrix)
     related = correlation.spearman(*points[["distance", "drop_pts"]].to_numpy().T)
-    if np.isnan(related.value):
+    upstream = results.record.upstream
+    if np.isnan(related.value) or upstream is None:
         return made
     known = f"Spearman {related}, over {related.units} datasets"
     if related.units < correlation.FOR_A_TEST:
@@ -35,7 +36,7 @@ def section(results: Results) -> Section | None:
         heading = f"Fine-tuning on more distant datasets loses {loses} accuracy upstream: {known}"
     else:
         heading = f"Accuracy lost upstream is not significantly related to distance: {known}"
-    figure = _scatter(points, results.record.upstream, f"{heading}.")
+    figure = _scatter(points, upstream, f"{heading}.")
     return dataclasses.replace(made, heading=heading, figures=[figure, *made.figures])
 
 

@@ -21,11 +21,11 @@ PERCENT = (1, 2, *range(5, 100, 5), 98, 99)  # ticks
 
 def section(results: Results) -> Section | None:
     """None without a line: too few models, or all with the same upstream accuracy."""
-    if results.grid.cells[ROBUSTNESS].isna().all():
+    upstream, several = results.record.upstream, len(results.models) > 1
+    if upstream is None or results.grid.cells[ROBUSTNESS].isna().all():
         return None
     titled = _titled(results)
     means, data, lines = _means(results, titled), _points(results, titled), _lines(results)
-    upstream, several = results.record.upstream, len(results.models) > 1
     fitted_over = listed([*dict.fromkeys(trend.basis for trend in results.trends.values())])
     tuned = means[means["method"] != BEFORE]  # by their own 95% CIs, not corrected for their number
     above, below = (tuned[f"{ROBUSTNESS}_low"] > 0).sum(), (tuned[f"{ROBUSTNESS}_high"] < 0).sum()

@@ -238,7 +238,7 @@ def test_without_upstream_each_column_has_a_head_of_its_own_and_leaves_a_dataset
         "downstreams=leave_one_out",
         "evaluate.split=all",
         "evaluate.calibration=true",
-        "evaluate.cka=30",
+        "extras.cka.images=30",
         "train.snapshots=3",
     )
     record = campaigns.of_report(report).record

@@ -121,7 +121,8 @@ def test_a_list_of_files_splits_folders(tmp_path):
     sets = Sets(benchmark(tmp_path), CPU, tmp_path)
     tinted = sets["tinted"]
     parts = [part_of[f"tinted/{key}"] for key in tinted.pack.keys.tolist()]
-    assert tinted.columns["part"].tolist() == parts
+    assert tinted.pack.columns["part"].tolist() == parts
+    assert "part" not in tinted.columns, "the split is no group"
     assert tinted.holdout.tolist() == [k for k, part in enumerate(parts) if part == "test"]
     assert [f"few/{key}" for key in sets["few"].pack.keys[sets["few"].holdout]] == few[:1]
     assert work.size_of(benchmark(tmp_path, f"runs={tmp_path}/other"), "few").held_out == 1
@@ -331,7 +332,9 @@ def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
     campaign.write_text("extends: emoji\ndataset: mixed.yaml\nmodel: vit_tiny_random\n", "utf-8")
     words = [*MODEL, f"runs={tmp_path / 'runs'}"]
     plan = make_plan(str(campaign), parsed(words))
-    assert list(plan.modules) == [str(tmp_path / "mine.py")]
+    assert [module for module in plan.modules if module.endswith(".py")] == [
+        str(tmp_path / "mine.py")
+    ]
     before = packs.pack_folder(resolved, "tinted")
     with pytest.raises(ValueError, match=r"tinted is not encoded, and only .*mine\.py knows its"):
         kind_of(resolved.dataset, "tinted").counts()
@@ -343,7 +346,7 @@ def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
     assert "35 images of 5 classes" in capsys.readouterr().out
     ran.unlink()
     assert len(Sets(resolved, CPU, tmp_path)["tinted"].pack) == 35 and not ran.exists()
-    (tmp_path / "mine.py").write_text(USERS + "\n", encoding="utf-8")
+    (tmp_path / "mine.py").write_text(USERS + "\nCHANGED = True\n", encoding="utf-8")
     assert make_plan(str(campaign), parsed(words)).place.name != plan.place.name
     assert packs.pack_folder(resolved, "tinted") != before
     file.write_text(text + "own: {tinted: {kind: mine.py, plac: x}}\n", encoding="utf-8")

@@ -183,7 +183,7 @@ def test_what_changes_no_weights_changes_no_name(grid):
     words = changes("evaluate", builder.recipe.evaluate, set())
     words += changes("train", builder.recipe.train, of_train - NO_WEIGHTS)
     words += ["method.title=Other", "loader=stream", "device=cpu", "model.name=other"]
-    assert len(words) == 7 + 4 + 4
+    assert len(words) == 6 + 4 + 4
     assert all(grid.builder(word).key() == builder.key() for word in words)
 
 

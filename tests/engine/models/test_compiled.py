@@ -145,7 +145,7 @@ def test_methods_of_clip_share_the_graph_of_the_tower(clip_words, grid, graphs, 
         assert work.graphs(trained).gpu_s == count * rates.GRAPH_S, method
 
 
-def test_what_columns_train_is_compiled_before_they_begin(graphs, folder, tmp_path):
+def test_what_columns_train_is_compiled_before_they_begin(graphs, folder, tmp_path, users_files):
     """Once, though columns begin side by side; what other processes find is Inductor's cache."""
     names = ("ewc", "lwf", "visual_prompt", "lora")
     added = ", ".join(f"{{a_{name}: {{base: {name}}}}}" for name in names)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from engine.cells.build import SNAPSHOTS, Builder, Followed
+from engine.recipe.methods import METHODS
 from engine.training import loop
 from engine.training.saving import Saving, TrainingProgress, snapshot_steps
 from helpers.grids import CONV, Grid, prepared, same, weights
@@ -59,14 +60,14 @@ def by_step(builder: Builder) -> dict[int, dict[str, torch.Tensor]]:
     return states
 
 
-METHODS = [
+CASES = [
     ("method=visual_prompt",),
     ("method=lwf", "train.accumulation=3"),
     (f"model.arch={CONV}", "train.freeze_batchnorm=false", "train.batch_size=5"),
 ]
 
 
-@pytest.mark.parametrize("words", METHODS, ids=lambda words: words[0])
+@pytest.mark.parametrize("words", CASES, ids=lambda words: words[0])
 def test_training_is_bit_equal_with_and_without_snapshots(grid, words):
     _, plain = grid.build(runs_of(grid), *words)
     before = weights(plain)
