@@ -165,8 +165,8 @@ def cited_for(entry: str) -> set[str]:
 
 
 def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """A layer with the absolute paths of its method's module, its datasets' kinds and its extras'
-    modules, if these are files.
+    """A layer with the absolute paths of its method's module, its datasets' kinds, its extras'
+    modules and its trackers, if these are files.
 
     folder: of the layer's file, or the working directory.
     """
@@ -181,6 +181,8 @@ def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str
     if isinstance(extras := values.get("extras"), Mapping):
         absolute = {name: _with_absolute(each, "module", folder) for name, each in extras.items()}
         values["extras"] = absolute
+    if isinstance(trackers := values.get("trackers"), list):
+        values["trackers"] = [absolute_tracker(each, folder) for each in trackers]
     return values
 
 
@@ -188,3 +190,9 @@ def _with_absolute(section: Any, key: str, folder: Path) -> Any:
     if not isinstance(section, Mapping) or not str(section.get(key)).endswith(".py"):
         return section
     return {**section, key: os.path.abspath(folder / section[key])}  # a link keeps its name
+
+
+def absolute_tracker(name: Any, folder: Path) -> Any:
+    """`FILE.py:CLASS` with the absolute path of the file."""
+    file, _, kind = str(name).rpartition(":")
+    return f"{os.path.abspath(folder / file)}:{kind}" if file.endswith(".py") else name

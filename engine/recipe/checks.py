@@ -10,19 +10,22 @@ from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.rows import UNION
 from engine.recipe import extras, kinds
+from engine.recipe.catalogue import absolute_tracker
 from engine.recipe.finder import check_file, is_users
 from engine.recipe.kinds import LISTS
 from engine.recipe.schema import DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
 from engine.recipe.words import read_words
 from loaders.files.names import is_name, one_line
 
-TRACKERS = ("tensorboard", "wandb", "trackio")  # besides a user's `module:Class`
+TRACKERS = ("tensorboard", "wandb", "trackio")  # besides a user's FILE.py:CLASS or MODULE:CLASS
 _NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """Returns the recipe with the options of its extras. Raises RecipeError, naming a key that
-    conflicts with the others."""
+    """Returns the recipe with the options of its extras and absolute paths of its trackers.
+
+    Raises RecipeError, naming a key that conflicts with the others.
+    """
     from loaders.decoding import colour  # imported here because it loads Pillow
 
     try:
@@ -35,7 +38,10 @@ def checked(recipe: Recipe) -> Recipe:
     for name in recipe.trackers:
         if name not in TRACKERS and ":" not in name:
             raise RecipeError(f"trackers: unknown tracker {name!r}{nearest(name, TRACKERS)}")
-    recipe = dataclasses.replace(recipe, extras=extras.complete(recipe.extras))
+        if is_users(file := name.rpartition(":")[0]):
+            check_file("trackers", file)
+    trackers = [absolute_tracker(name, Path()) for name in recipe.trackers]  # of the command line
+    recipe = dataclasses.replace(recipe, trackers=trackers, extras=extras.complete(recipe.extras))
     for file in extras.users_files(recipe):
         check_file("extras", file)
     for _ in extras.ask(recipe, "check", recipe):

@@ -74,10 +74,10 @@ def load_recipe(
         if not sections:
             raise RecipeError(f"recipe {name!r} names no {key}: add `{key}=NAME`")
         layers += _section(key, group, sections)
-    layers += [(source, _settings(layer)) for source, layer in campaign.layers]
+    layers += [(source, _settings(layer, source)) for source, layer in campaign.layers]
     of_row = campaign.settings(row) if isinstance(row, str) else []
     layers += of_row
-    layers.append((str(file), _settings(top)))
+    layers.append((str(file), _settings(top, str(file))))
     layers += [
         (each.source, with_absolute_module(nested(each.key, each.value), Path()))
         for each in given
@@ -227,7 +227,8 @@ def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:
                 )
 
 
-def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(layer: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     """A file's settings of a cell, without its campaign, model, dataset and method."""
     elsewhere = ("campaign", "models", NEEDS, *GROUPS, *campaigns.OF_GRID)
-    return {key: value for key, value in layer.items() if key not in elsewhere}
+    settings = {key: value for key, value in layer.items() if key not in elsewhere}
+    return with_absolute_module(settings, Path(source).parent)

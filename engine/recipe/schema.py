@@ -415,7 +415,8 @@ class Recipe:
     # resident: whole packs on the device; stream: batches from disk; auto: resident if it fits
     loader: Literal["auto", "resident", "stream"] = marked(CAMPAIGN, "auto")
     device: Literal["auto", "cpu", "cuda"] = marked(CAMPAIGN, "auto")  # auto: a GPU if there is one
-    trackers: list[str] = marked(NOTHING, list)  # tensorboard, wandb, trackio, MODULE:CLASS
+    # tensorboard, wandb, trackio; a class of yours: FILE.py:CLASS, or MODULE:CLASS if installed
+    trackers: list[str] = marked(NOTHING, list)
     # CPU threads per rank; results differ by rounding with another number
     threads: Annotated[int, Meta(ge=1, le=1024)] = marked(CAMPAIGN, 1)
 

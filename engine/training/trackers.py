@@ -11,12 +11,13 @@ import dataclasses
 import logging
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.machine import ranks
 from engine.measures.rows import robustness_improvement
+from engine.recipe import finder
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
 from engine.recipe.schema import Affects, MethodRecipe, Recipe
@@ -125,8 +126,7 @@ class Trackers:
         self._trackers: dict[str, Any] = {}
         for name in recipe.trackers if ranks.rank() == 0 else ():
             with self._softly(name):
-                kind = KINDS[name] if name in KINDS else pkgutil.resolve_name(name)
-                self._trackers[name] = kind(subject(recipe))
+                self._trackers[name] = _kind_of(name)(subject(recipe))
 
     def __enter__(self) -> Trackers:
         return self
@@ -149,8 +149,30 @@ class Trackers:
             yield
         except Exception as error:  # whatever a tracker raises, training continues
             self._trackers.pop(name, None)
-            cure = f"; pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
+            is_missing = isinstance(error, ModuleNotFoundError)
+            cure = _cure(name, error.name) if is_missing and error.name else ""
             log.warning("training continues without trackers=%s: %s%s", name, error, cure)
+
+
+def _kind_of(name: str) -> Callable[[Subject], Any]:
+    """The class of a tracker. Runs a user's file."""
+    if name in KINDS:
+        return KINDS[name]
+    file, _, kind = name.rpartition(":")
+    if not finder.is_users(file):
+        return pkgutil.resolve_name(name)
+    with finder.allow_users_files():
+        return getattr(finder.run(file), kind)
+
+
+def _cure(name: str, missing: str) -> str:
+    """What to do about a module that a tracker lacks."""
+    if name in KINDS:
+        return f"; pip install {missing}"
+    module, _, kind = name.rpartition(":")
+    if missing != module.partition(".")[0]:
+        return ""
+    return f"; name a file of yours by its path, as in trackers=[{missing}.py:{kind}]"
 
 
 def subject(recipe: Recipe) -> Subject:

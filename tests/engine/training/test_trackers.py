@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.commands import outcome
+from engine.errors import RecipeError
 from engine.recipe.checks import TRACKERS
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
@@ -105,6 +106,35 @@ def test_a_tracker_that_fails_is_left_out_with_a_warning(
     with Trackers(of_emoji("trackers=[wandb]")) as trackers:
         trackers.log({"train/loss": 0.5}, 1)
     assert "pip install wandb" in caplog.text
+
+
+def test_a_file_beside_the_campaigns_is_found_from_any_folder(tmp_path, monkeypatch, caplog):
+    """As a method's file is; and no package is named for a name of the user's."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_tracker.py").write_text(
+        "class Kept:\n"
+        "    def __init__(self, subject): self.place = subject.folder / 'kept.txt'\n"
+        "    def log(self, values, step): self.place.write_text(f'{values} {step}')\n"
+        "    def close(self): pass\n"
+    )
+    campaign = tmp_path / "mine" / "mine.yaml"
+    campaign.write_text("extends: emoji\ntrackers: [my_tracker.py:Kept]\n")
+    monkeypatch.chdir(tmp_path)
+    kept = Path("kept.txt")
+    words = parsed(["downstream=twemoji", "runs=."])
+    on_the_line = parsed(["trackers=mine/my_tracker.py:Kept"])
+    cells = [load_recipe(str(campaign), words), load_recipe("emoji/ewc", [*words, *on_the_line])]
+    for cell in cells:
+        assert cell.trackers == [f"{tmp_path}/mine/my_tracker.py:Kept"]
+        with Trackers(cell) as trackers:
+            trackers.log({"train/loss": 0.5}, 1)
+        assert kept.read_text("utf-8") == "{'train/loss': 0.5} 1"
+        kept.unlink()
+    with pytest.raises(RecipeError, match=r"trackers='my_tracker.py' is not a Python file"):
+        load_recipe("emoji/ewc", [*words, *parsed(["trackers=[my_tracker.py:Kept]"])])
+    Trackers(load_recipe("emoji/ewc", [*words, *parsed(["trackers=[my_tracker:Kept]"])]))
+    assert "as in trackers=[my_tracker.py:Kept]" in caplog.text
+    assert "pip" not in caplog.text
 
 
 @pytest.mark.slow
