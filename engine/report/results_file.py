@@ -13,6 +13,7 @@ import pandas
 
 from engine.measures.tables import with_ends
 from engine.report.results import Results
+from loaders.files import typed_json
 
 FORMAT = 1
 QUANTITIES = ("accuracy", "RI", "mRI", "disjoint_mRI", "probe_accuracy", "probe_change")
@@ -140,7 +141,7 @@ def encode(content: CampaignResults) -> bytes:
 
 def read(content: bytes) -> CampaignResults:
     """Read a file's content. Raises msgspec.DecodeError (or its ValidationError) if invalid."""
-    return msgspec.json.decode(content, type=CampaignResults)
+    return typed_json.decode(content, CampaignResults)
 
 
 def schema() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from loaders.files.durable import DamagedFile, digest, read_small
 from loaders.files.root import READABLE, Root
 
 T = TypeVar("T")
+MOST_VALUES = 5_000_000  # of a file; in memory, a value takes up to 30 times its bytes
 DIGEST = "sha256"  # key of the digest in files by `with_digest`
 
 
@@ -24,13 +25,21 @@ def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
     """Returns the content of a JSON file as `kind`. root: below it, links are not followed.
 
     Raises DamagedFile for invalid JSON, other types, something that is not a file, or more than
-    `READABLE` bytes; FileNotFoundError if there is no file.
+    `READABLE` bytes or `MOST_VALUES` values; FileNotFoundError if there is no file.
     """
     data = root.read(path) if root else read_small(path, READABLE)
     try:
-        return msgspec.json.decode(data, type=kind, dec_hook=_custom)
+        return decode(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Returns JSON as `kind`. Raises msgspec.DecodeError for invalid JSON, other types, or more
+    than `MOST_VALUES` values."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:  # each value follows one of them
+        raise msgspec.DecodeError(f"more than {MOST_VALUES:,} values")
+    return msgspec.json.decode(data, type=kind, dec_hook=_custom)
 
 
 def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:

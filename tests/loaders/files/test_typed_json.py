@@ -1,11 +1,12 @@
 """JSON files against their types: what does not fit is refused with the file's name."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
+from engine.report import results_file
 from loaders.files import typed_json
 from loaders.files.typed_json import DamagedFile
 
@@ -49,6 +50,15 @@ def test_what_does_not_fit_is_named_with_the_remedy(path, content):
     path.write_bytes(content)
     with pytest.raises(DamagedFile, match=rf"^{path} is damaged \(.+\); delete it$"):
         typed_json.read(path, Strict, "delete it")
+
+
+def test_a_file_of_more_values_than_memory_holds_is_not_decoded(path):
+    content = b'{"at": [' + b"[]," * 2_500_000 + b"0]}"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"\(more than 5,000,000 values\); delete it$"):
+        typed_json.read(path, dict[str, Any], "delete it")
+    with pytest.raises(msgspec.DecodeError, match="more than 5,000,000 values"):
+        results_file.read(content)
 
 
 def test_a_folder_is_a_damaged_file_and_a_missing_one_is_not(path):
