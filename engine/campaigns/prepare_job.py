@@ -133,13 +133,20 @@ def _credits(dataset: DatasetRecipe) -> list[dict[str, str]]:
 
 def _head(run: Run) -> str:
     """The images that fitted the head."""
-    if not run.recipe.dataset.upstream and not run.recipe.model.head.fit_on:
+    if not _is_one_head(run):
         return "fitted on the images that each column trains on"
     return f"fitted on {run.recipe.head_set}"
 
 
+def _is_one_head(run: Run) -> bool:
+    return bool(run.recipe.dataset.upstream or run.recipe.model.head.fit_on)
+
+
 def _head_photos(run: Run) -> str:
-    """The datasets whose evaluated images show photos that fitted the head; empty for none."""
+    """The datasets whose evaluated images show photos that fitted the head; empty for none, and
+    where each column has a head of its own."""
+    if not _is_one_head(run):
+        return ""
     seen = []
     for name in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(name)

@@ -252,12 +252,13 @@ class Sets:
         0 if the weights include the head, or if sources do not identify the photos
         (`loaders.pack.photos`).
         """
-        head_set = self.recipe.head_set
-        if not head_set or not self.photos(head_set):
-            return 0
-        fitted, judged = self[head_set], self[name]
-        sources = fitted.pack.sources[fitted.split("train")]
-        return int(np.isin(judged.pack.sources[judged.split(split)], sources).sum())
+        judged = self[name]
+        shown = judged.pack.sources[judged.split(split)]
+        seen = np.zeros(len(shown), bool)
+        fitted_on = trained_sets(self.recipe.head_set) if self.recipe.head_set else []
+        for part in filter(self.photos, fitted_on):
+            seen |= np.isin(shown, self[part].pack.sources[self[part].split("train")])
+        return int(seen.sum())
 
     def _mask_rule(self, name: str, dataset: DatasetRecipe, pack: Pack, head: Sequence[str]) -> str:
         if self.mask == "present" or len(pack.classes) == len(head):
