@@ -203,8 +203,7 @@ def test_each_job_has_a_gpu_of_its_own(cluster, folder, tmp_path):
         given = lambda: re.search(r"GRES=gpu:1\(IDX:\d\)", cluster.ask(*details))  # noqa: E731
         until(given, "a job has a GPU", 60)
         shown = process.communicate(timeout=900)[0]
-    assert re.search("device=cuda|needs a C compiler|no NVIDIA driver", shown), shown[-3000:]
-    assert process.returncode == 2
+    assert "device=cuda" in shown and process.returncode == 2
     (job,) = of_campaign(cluster, name)
     assert "TimeLimit=01:00:00" in job
     step = ["srun", "-n2", "--gpus-per-task=1", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]

@@ -166,7 +166,7 @@ def gpu(facts: Mapping[str, Any]) -> Diagnosis:
         driver = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     except NoAnswer as error:
         if shutil.which("nvidia-smi") is None:
-            detail = "no nvidia-smi; everything runs on the CPU"
+            detail = "no nvidia-smi, so only the CPU is used"
             cure = "apt-get install nvidia-driver, if there is an NVIDIA GPU"
             return Diagnosis(MISSING, detail, cure, needed=False)
         return Diagnosis(WRONG, str(error), "reboot; then reinstall the driver")

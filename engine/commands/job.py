@@ -167,7 +167,8 @@ def _check_gpu(device: str) -> None:
     facts = {"gpus": ["any"]} if on_gpu else doctor.torch_facts()
     look = doctor.compiler if on_gpu else doctor.gpu
     if (diagnosis := look(facts)).state != doctor.OK:
-        raise ValueError(f"{platform.node()}: {diagnosis.detail}; fix: {diagnosis.cure}")
+        known = f"{platform.node()}, with device={device}: {diagnosis.detail}"
+        raise ValueError(f"{known}; fix: {diagnosis.cure}")
 
 
 def report(plan: Plan) -> None:
