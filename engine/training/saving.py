@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self
 
@@ -219,6 +219,7 @@ class Saving:
     def take(self, progress: TrainingProgress, method: Trained) -> None:
         """Save what is due after an optimizer step. Raises PreemptedError after a signal."""
         if progress.step in self._snapshots and ranks.rank() == 0:
+            wait(self._submitted[:-1])  # at most two snapshots are in memory and not yet written
             export = method.export()
             state = {name: to_host(tensor) for name, tensor in export.state.items()}
             prompt = None if export.prompt is None else to_host(export.prompt)

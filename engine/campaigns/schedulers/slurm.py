@@ -48,6 +48,7 @@ REMEDIES = {  # by Slurm's states of a job
     "CANCELLED": " (somebody, or the cluster, cancelled it)",
 }
 NO_CAUSE = ("", "FAILED", "RUNNING", "COMPLETED", "COMPLETING", "PENDING")  # of an early end
+END = 2**16  # bytes at the end of an output that are read
 WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # in the output of a job that ran out of memory
 _ENDED = re.compile(r"SLURM-job '\S+' failed.*?status is: '(\w+)'.*?output: (\S+)", re.DOTALL)
 
@@ -214,7 +215,9 @@ def _with_memory(job: str) -> str:
     # Slurm may describe a job that ran out of memory as FAILED; then its output has its message.
     output = Path(facts.get("StdOut", ""))
     if state == "FAILED" and output.is_file():
-        text = output.read_text(errors="replace", encoding="utf-8")
+        with output.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - END))
+            text = file.read().decode(errors="replace")
         if any(words in text for words in WITHOUT_MEMORY):
             return "OUT_OF_MEMORY"
     return state

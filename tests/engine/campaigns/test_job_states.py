@@ -248,6 +248,15 @@ def test_slurms_state_of_a_killed_job_is_told(folder, tmp_path, monkeypatch):
         assert read_job(plan.place, JOB).failure.how.startswith(reason)
 
 
+def test_only_the_end_of_a_jobs_output_is_read(tmp_path):
+    output = tmp_path / "4.log"
+    with output.open("wb") as file:
+        file.seek(2**40)  # bytes that no disk holds
+        file.write(b"slurmstepd: error: Detected 1 oom_kill event\n")
+    job = f"JobId=17\n   JobState=FAILED Reason=x\n   StdOut={output}\n"
+    assert slurm._with_memory(job) == "OUT_OF_MEMORY"
+
+
 def test_a_job_that_slurm_cancelled_before_it_began_is_told(folder, tmp_path, monkeypatch):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
     monkeypatch.setattr(slurm, "answer", lambda *_: "")

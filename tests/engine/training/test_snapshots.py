@@ -1,6 +1,7 @@
 """Snapshots: their steps, what training becomes beside them, and what they hold."""
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -132,6 +133,20 @@ def test_a_write_that_fails_is_raised_when_training_ends(grid):
     with failure, Saving([4], fail) as saving:
         for step in range(1, 7):
             saving.take(TrainingProgress(step), method)
+
+
+def test_at_most_two_snapshots_wait_to_be_written(grid):
+    method, taken, ahead = prepared(grid).method, [0], []
+
+    def write(step: int, export: object) -> None:
+        time.sleep(0.05)
+        ahead.append(taken[0] - step)
+
+    with Saving(range(1, 9), write) as saving:
+        for step in range(1, 9):
+            saving.take(TrainingProgress(step), method)
+            taken[0] = step
+    assert len(ahead) == 8 and max(ahead) <= 1
 
 
 def test_a_copy_holds_what_was_there_and_not_what_comes(grid):
