@@ -56,7 +56,7 @@ def _case(
     contest.SKIPPED.clear()
     try:
         for row in contest.rows(name, device, scale, seconds):
-            results.add(row)
+            results.add(row, contest.KEY)
     except ModuleNotFoundError as error:
         print(f"skipped: {error}")
         return bool(results.content["rows"])

@@ -22,6 +22,7 @@ Run = Callable[[], object]
 CASES = ("headline", "kernels", "transport", "loader", "train", "evaluation", "grid")
 TABLES = ("predicted", "published_throughput")  # modules whose `rows` time nothing
 SKIPPED: list[str] = []  # peers of the case that runs, each with its reason
+KEY = ("contest", "ours", "peer")  # columns that name a row
 # More than any GPU's L2: what a run finds there must not be what the run before left.
 _FLUSH_BYTES = 256 << 20
 
@@ -86,7 +87,8 @@ def cases(name: str) -> Callable[[torch.device, Scale], Iterator[Contest]]:
 
 
 def rows(name: str, device: torch.device, scale: Scale, seconds: float) -> Iterator[dict[str, Any]]:
-    """The rows of a case, as soon as each is known. Raises as `cases` and `hold`."""
+    """The rows of a case: of each contest those of its first round, then those of all its rounds,
+    with the same `KEY`. Raises as `cases` and `hold`."""
     if name in TABLES:
         yield from importlib.import_module(f"bench.{name}").rows()
         return
@@ -95,35 +97,45 @@ def rows(name: str, device: torch.device, scale: Scale, seconds: float) -> Itera
         del current  # before the next is built: two would not fit
 
 
-def hold(contest: Contest, device: torch.device, *, seconds: float) -> list[dict[str, Any]]:
-    """A row for each peer. ratio: our time over the peer's, the median of paired runs, with its
-    quartiles `low` and `high`; ms: medians; failed: why a peer has no time, where it lacks memory.
-    Raises AssertionError of the contest's check."""
+def hold(contest: Contest, device: torch.device, *, seconds: float) -> Iterator[dict[str, Any]]:
+    """A row for each peer after the first round, since a stage's limit may end the others, and
+    again after all. ratio: our time over the peer's, the median of paired runs, with its quartiles
+    `low` and `high`; ms: medians; failed: why a peer has no time, where it lacks memory. Raises
+    AssertionError of the contest's check."""
     contest.check()
     failures: dict[str, str] = {}
-    ours, *theirs = interleave(
+    times: list[list[float]] = []
+    for times in rounds(
         [contest.ours.run, *(_while_it_fits(peer, failures) for peer in contest.peers)],
         device,
         seconds=seconds,
         least=contest.rounds,
         processor_time=contest.processor_time,
         warm=contest.warm,
-    )
-    rows, ms = [], statistics.median(ours)
-    for peer, times in zip(contest.peers, theirs, strict=True):
+    ):
+        if len(times[0]) == 1:
+            yield from _rows(contest, times, failures)
+    if len(times[0]) > 1:
+        yield from _rows(contest, times, failures)
+
+
+def _rows(
+    contest: Contest, times: Sequence[Sequence[float]], failures: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    ours, *of_peers = times
+    ms = statistics.median(ours)
+    for peer, peer_times in zip(contest.peers, of_peers, strict=True):
         row = {"contest": contest.name, "ours": contest.ours.name, "peer": peer.name}
         if peer.name in failures:
             row |= {"ms": ms, "rounds": len(ours), **contest.ours.rates(ms)}
-            rows.append(row | {"failed": failures[peer.name]})
+            yield row | {"failed": failures[peer.name]}
             continue
-        ratios = [a / b for a, b in zip(ours, times, strict=True)]
+        ratios = [a / b for a, b in zip(ours, peer_times, strict=True)]
         low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-        peer_ms = statistics.median(times)
+        peer_ms = statistics.median(peer_times)
         row |= {"ms": ms, "peer_ms": peer_ms, "ratio": ratio, "low": low, "high": high}
         row |= {"rounds": len(ours), **contest.ours.rates(ms)}
-        row |= {f"peer_{name}": rate for name, rate in peer.rates(peer_ms).items()}
-        rows.append(row)
-    return rows
+        yield row | {f"peer_{name}": rate for name, rate in peer.rates(peer_ms).items()}
 
 
 def _while_it_fits(peer: Entrant, failures: dict[str, str]) -> Run:
@@ -150,6 +162,14 @@ def tried(peer: str, build: Callable[[], Entrant]) -> list[Entrant]:
 
 
 def interleave(
+    runs: Sequence[Run], device: torch.device, *, seconds: float, **options: Any
+) -> list[list[float]]:
+    """Milliseconds of every run, a number a round, after the last of `rounds`."""
+    *_, times = rounds(runs, device, seconds=seconds, **options)
+    return times
+
+
+def rounds(
     runs: Sequence[Run],
     device: torch.device,
     *,
@@ -158,8 +178,8 @@ def interleave(
     most: int = 100,
     processor_time: bool = False,
     warm: bool = True,
-) -> list[list[float]]:
-    """Milliseconds of every run, a number a round: A B C, C B A, A B C, ...
+) -> Iterator[list[list[float]]]:
+    """Milliseconds of every run so far, a number a round, after each round: A B C, C B A, ...
 
     Rounds go on until `seconds` have passed, at least `least` and at most `most` of them. On CUDA
     the L2 cache is flushed before each run and events take the time. processor_time: on a CPU, of
@@ -184,7 +204,7 @@ def interleave(
         order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
         for entrant in order:
             times[entrant].append(clock(runs[entrant]))
-    return times
+        yield times
 
 
 def repeated(run: Run, times: int, device: torch.device) -> Run:

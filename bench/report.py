@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,11 @@ class Results:
         self._path = folder and folder / file
         self.content: dict[str, Any] = {"name": name, "machine": machine, "rows": []}
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], key: Sequence[str] = ()) -> None:
+        """key: columns of which some name the row, and it replaces the row of the same name."""
+        name = {column: row[column] for column in key if column in row}.items()
+        rows = self.content["rows"]
+        self.content["rows"] = [each for each in rows if not name or not name <= each.items()]
         self.content["rows"].append(dict(row))
         self.write()
         print(", ".join(f"{key} {short(value)}" for key, value in row.items()), flush=True)

@@ -57,7 +57,7 @@ def test_processor_time_holds_that_of_ended_processes():
 
 def test_a_row_has_the_median_of_paired_ratios_and_the_rates(monkeypatch):
     times = [[10.0, 20.0, 30.0], [20.0, 20.0, 20.0]]
-    monkeypatch.setattr(contest, "interleave", lambda *_, **__: times)
+    monkeypatch.setattr(contest, "rounds", lambda *_, **__: iter([times]))
     ours = Entrant("ours", int, images=8, least_ms=5, facts={"peak_mb": 7})
     peer = Entrant("theirs", int, bytes=1e9)
     (row,) = contest.hold(Contest("c", ours, (peer,)), CPU, seconds=0)
@@ -73,9 +73,28 @@ def test_a_peer_that_lacks_memory_is_a_row_and_stops_no_other():
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 40 GB")
 
     peers = (Entrant("large", lacks), PEER)
-    first, second = contest.hold(Contest("c", OURS, peers), CPU, seconds=0)
+    *_, first, second = contest.hold(Contest("c", OURS, peers), CPU, seconds=0)
     assert first["failed"] == "CUDA out of memory." and "ratio" not in first and first["ms"] >= 0
     assert second["ratio"] > 0 and "failed" not in second
+
+
+def test_rows_of_the_first_round_are_kept_until_those_of_all(replaced, tmp_path):
+    times: list[int] = []
+
+    def breaks_in_the_second_round() -> None:
+        times.append(1)
+        if len(times) == 3:  # the first is not timed
+            (row,) = stored(tmp_path, "kernels")["rows"]
+            assert (row["contest"], row["rounds"]) == ("long", 1)
+            raise ValueError("out of time")
+
+    replaced["kernels"] = [Contest("long", Entrant("ours", breaks_in_the_second_round), (PEER,))]
+    assert run(tmp_path, "kernels") == 1
+    assert [row["rounds"] for row in stored(tmp_path, "kernels")["rows"]] == [1]
+    replaced["loader"] = [Contest(name, OURS, (PEER,)) for name in ("first", "second")]
+    assert run(tmp_path, "loader") == 0
+    rows = stored(tmp_path, "loader")["rows"]
+    assert [(row["contest"], row["rounds"]) for row in rows] == [("first", 5), ("second", 5)]
 
 
 def test_what_gives_another_result_is_not_timed_and_stops_no_other_case(replaced, tmp_path, capsys):
