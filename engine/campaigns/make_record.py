@@ -22,7 +22,6 @@ from engine.campaigns.record import (
 )
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError
-from engine.measures import image_changes
 from engine.measures.rows import PRE, REPLICATE, STEP, TEST, Evaluation, Setting, of_role
 from engine.store.artifacts import MARKER, read_marker
 from loaders.files.root import Root
@@ -143,8 +142,8 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         return record
     from engine.data import thumbnails  # late: it imports what draws the emoji
 
-    changes = image_changes.of(of_role(FinishedCampaign(record, place).evaluations, TEST))
-    shown = thumbnails.of_changes(_packs(plan, shared), changes)
+    tests = of_role(FinishedCampaign(record, place).evaluations, TEST)
+    shown = thumbnails.of_changes(_packs(plan, shared), tests)
     return dataclasses.replace(record, thumbnails=shown)
 
 

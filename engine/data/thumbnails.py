@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from engine.measures.image_changes import ImageChange
+from engine.measures import image_changes
+from engine.measures.rows import Evaluation
 from loaders.benchmarks import emoji
 from loaders.pack import Pack
 
@@ -18,14 +19,12 @@ QUALITY = 50  # of WebP, out of 100
 ROOM = 300_000  # bytes of a report's thumbnails, which base64 makes 400,000
 
 
-def of_changes(
-    packs: Mapping[str, Pack], changes: Sequence[ImageChange]
-) -> dict[str, dict[str, str]]:
-    """WebP files of gained and lost images, by dataset and index in its pack, as far as there is
-    room. packs: of the evaluated datasets."""
+def of_changes(packs: Mapping[str, Pack], tests: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
+    """WebP files of the images that models gained and lost, by dataset and index in its pack, as
+    far as there is room. packs: of the evaluated datasets. tests: evaluations on them."""
     shown: dict[str, dict[str, str]] = {name: {} for name in packs}
     left = ROOM
-    for change in changes:
+    for change in image_changes.of(tests):
         of_set, image = shown[change.evaluated_on], str(change.index)
         if image not in of_set:
             (pixels,) = packs[change.evaluated_on].pixels([change.index])

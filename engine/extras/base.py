@@ -72,5 +72,6 @@ class Lead(Protocol):
 
 class MakeSection(Protocol):
     def __call__(self, results: Results) -> Section | None:
-        """The extra's section of the page, or None. In a module it is called `section`."""
+        """The extra's section of the page, or None. In a module it is called `section`. The page
+        has the sections in the order of the extras' names."""
         ...

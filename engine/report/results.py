@@ -16,7 +16,7 @@ import numpy as np
 import pandas
 
 from engine.campaigns.record import FinishedCampaign, Record
-from engine.measures import comparisons, effective_robustness, image_changes, metrics, model_rows
+from engine.measures import comparisons, effective_robustness, metrics, model_rows
 from engine.measures.effective_robustness import (
     GIVEN,
     MODELS_FOR_A_TREND,
@@ -26,7 +26,6 @@ from engine.measures.effective_robustness import (
 )
 from engine.measures.groups import HALVES, accuracy_by_half
 from engine.measures.groups import of as of_groups
-from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import (
     DEFAULT_ALPHA,
@@ -60,9 +59,8 @@ class Results:
     its datasets), missing if one is not evaluated; on_other_datasets_pct; change_upstream_pts, mean
     change on the upstream dataset after fine-tuning on others, missing if it was not evaluated.
 
-    comparisons: of all pairs of arms that tables show (`comparisons.compare`).
-    image_changes: `image_changes.of`, if the record names the classes. published:
-    numbers to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
+    comparisons: of all pairs of arms that tables show (`comparisons.compare`). published: numbers
+    to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
     `metrics.on_probe_sets`, if there are any. halves: `groups.accuracy_by_half`, if held-out images
     choose among settings. evaluations: of all roles, with absolute paths. extras: those whose
     tables and sections the report has, by name.
@@ -74,7 +72,6 @@ class Results:
     comparisons: pandas.DataFrame
     trends: Mapping[str, Trend]
     published: Published
-    image_changes: Sequence[ImageChange] = ()
     groups: pandas.DataFrame = field(default_factory=lambda: pandas.DataFrame(columns=CELL))
     probe_sets: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     halves: pandas.DataFrame = field(
@@ -330,9 +327,7 @@ def of_record(
     grid = metrics.gather(evaluations, *asked, families=record.families)
     results = of_grid(record, grid, _baseline(record, models_csv))
     tests, probes = of_role(evaluations, TEST), of_role(evaluations, PROBE)
-    changes = image_changes.of(tests) if record.classes else []
-    by_group = of_groups(grid, tests)
-    results = replace(results, evaluations=evaluations, image_changes=changes, groups=by_group)
+    results = replace(results, evaluations=evaluations, groups=of_groups(grid, tests))
     if record.holdout and results.shown["setting"].any():
         halves = accuracy_by_half(tests, grid.arms)
         results = replace(results, halves=halves)

@@ -16,7 +16,7 @@ from engine.measures.bootstrap import SIGNIFICANT
 from engine.measures.rows import trained_sets
 from engine.report import console
 from engine.report.results import Results, title
-from engine.report.sections.images import worst_groups
+from engine.report.sections.groups import worst_groups
 from engine.report.text import ABSENT, ascii_signed, counted, p_value, rounded, set_head
 from loaders.files.names import one_line
 

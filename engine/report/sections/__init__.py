@@ -12,7 +12,7 @@ from engine.report.sections import (
     curves,
     distances,
     effective_robustness,
-    images,
+    groups,
     paired,
     ranking,
     varied,
@@ -41,15 +41,14 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     curves.equal_accuracy,
     changes.forgotten,
     changes.further,
-    images.groups,
+    groups.section,
     changes.on_probe_sets,
     changes.tuned_outside,
     curves.during_training,
     effective_robustness.section,
-    images.gained_and_lost,
 ]
 # A sweep has one method, and its configurations must not be ranked on the test datasets.
-OF_SWEEP = [varied.sweep, varied.section, changes.further, images.groups, *ABOUT]
+OF_SWEEP = [varied.sweep, varied.section, changes.further, groups.section, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:
