@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -26,7 +27,10 @@ MOST_HEADER = 1 << 23  # bytes that list 80,000 tensors; a million take half a m
 STATES = ("state_dict", "model")  # where checkpoints of training scripts keep weights
 AVERAGES = ("state_dict_ema", "model_ema")  # and averages of the weights, which are not read
 VISUAL, TEXT = "visual.", "logit_scale"  # tensors of open_clip's vision and text towers
-LIGHTNING = "model."  # prefix of a LightningModule's `self.model`
+OTHER_OBJECT = re.compile(r"GLOBAL (\S+) was not an allowed")  # in an error of torch.load
+COMPILED = "_orig_mod."  # in names below a module that torch.compile wraps
+MODEL = "model."  # prefix of a LightningModule's `self.model`
+LIGHTNING = (MODEL, "net.")
 ENCODER, CLIP_HEAD = "image_encoder.", "classification_head."  # in WiSE-FT's classifiers
 log = logging.getLogger(__name__)
 TIMM_NAMES = {  # by those of an exported DINOv2
@@ -94,11 +98,13 @@ def load_weights(path: Path) -> State:
 
 
 def _clean(state: State) -> State:
+    state = {name.replace(COMPILED, ""): tensor for name, tensor in state.items()}
     state = timm.models.clean_state_dict(state)
     if any(name.startswith(CLIP_HEAD) for name in state):
         return _classifier(state)
-    if all(name.startswith(LIGHTNING) for name in state):
-        state = {name.removeprefix(LIGHTNING): tensor for name, tensor in state.items()}
+    for prefix in LIGHTNING:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return timm.models.clean_state_dict(state)
 
 
@@ -110,7 +116,7 @@ def _classifier(state: State) -> State:
         below = name.removeprefix(CLIP_HEAD)
         if below != name:
             made[f"head.{below}"] = tensor
-        elif (below := name.removeprefix(ENCODER).removeprefix(LIGHTNING)).startswith(VISUAL):
+        elif (below := name.removeprefix(ENCODER).removeprefix(MODEL)).startswith(VISUAL):
             made[below] = tensor
     return made
 
@@ -126,9 +132,19 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the unpickler can raise any exception for damaged bytes
+        if found := OTHER_OBJECT.search(str(error)):
+            convert = (  # FILE: the reader puts in the path
+                "import torch; torch.save(torch.load('FILE', weights_only=False)['state_dict'], "
+                "'tensors.pt')"
+            )
+            raise ValueError(
+                f"{source} contains more than plain tensors, which is never loaded because it can "
+                f"run code ({found[1]}): if you trust the file's author, save its state dict "
+                f'alone, as in python -c "{convert}"'
+            ) from error
         raise ValueError(
-            f"{source} is truncated, compressed, or contains more than plain tensors, which is "
-            "never loaded: save only the state dict, preferably as safetensors"
+            f"{source} is truncated, compressed, or no file of plain tensors: copy it, or save its "
+            "state dict again, preferably as safetensors"
         ) from error
     for name in AVERAGES if isinstance(state, dict) else ():
         if name in state:

@@ -5,6 +5,8 @@ import dataclasses
 import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,13 @@ def test_an_own_file_keeps_its_tensors_and_its_head(arch, source, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrapped", "prefix"),
-    [("", ""), ("state_dict", "module."), ("model", "_orig_mod.module."), ("", "model._orig_mod.")],
+    [
+        ("", ""),
+        ("state_dict", "module."),
+        ("model", "_orig_mod.module."),
+        ("", "model._orig_mod."),
+        ("state_dict", "net._orig_mod."),
+    ],
 )
 def test_checkpoints_as_training_scripts_write_them(wrapped, prefix, tmp_path):
     expected, path = state(), tmp_path / "own.pth"
@@ -120,8 +128,18 @@ def test_a_compressed_file_which_may_be_a_bomb_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, data in members.items():
             packed.writestr(name, data)
-    with pytest.raises(ValueError, match=r"odd\.pth is truncated, compressed, or contains more"):
+    with pytest.raises(ValueError, match=r"odd\.pth is truncated, compressed, or no"):
         load_weights(path)
+
+
+def test_a_checkpoint_of_objects_is_refused_with_a_line_that_converts_it(tmp_path, monkeypatch):
+    torch.save({"state_dict": state(), "net": torch.nn.Identity()}, path := tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"odd\.pth .*\(torch\.nn\S+Identity\)") as caught:
+        load_weights(path)
+    line = str(caught.value).partition('python -c "')[2].removesuffix('"')
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-c", line.replace("FILE", str(path))], check=True)
+    assert same(load_weights(tmp_path / "tensors.pt"), state())
 
 
 def test_damaged_bytes_of_a_checkpoint_name_the_file(tmp_path):
