@@ -6,6 +6,7 @@ import pytest
 
 from engine.recipe import methods, source_code
 from engine.recipe.source_code import digest_of_folder, digest_of_method
+from engine.store import made_by
 
 EWC, LORA, DORA = (f"engine/methods/{name}.py" for name in ("ewc", "lora", "beyond/dora"))
 STRENGTH = "self.penalty = Penalty(recipe.lam, anchor, prefixed)"
@@ -16,7 +17,10 @@ def root(tmp_path, monkeypatch):
     """A copy of the methods, which tests may edit."""
     shutil.copytree(source_code.ROOT / "engine/methods", tmp_path / "engine/methods")
     monkeypatch.setattr(source_code, "ROOT", tmp_path)
-    caches = (source_code._tree, digest_of_folder, methods._digest_of_engines)
+    caches = (
+        *(source_code._tree, digest_of_folder),
+        *(methods._digest_of_engines, made_by.installed),
+    )
 
     def edit(file, old, new):
         text = (tmp_path / file).read_text()
