@@ -27,7 +27,6 @@ from engine.campaigns.record import FinishedCampaign
 from engine.data.packs import pack_folder
 from engine.evaluation import bank
 from engine.machine.files import cache_folder, room_for
-from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.descriptions import (
@@ -89,7 +88,7 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
     trained = "the pretrained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
     remedy = f"run `{campaign.plan.shown_command}` again"
-    if dynamics.step_of(row.arm) is not None:
+    if row.arm.step is not None:
         remedy = (
             "snapshots' weights are removed after evaluation; to keep them, run "
             f"`{campaign.plan.shown_command} train.keep_snapshots=true runs=FOLDER` in another "

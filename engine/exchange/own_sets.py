@@ -16,7 +16,7 @@ from engine.campaigns.record import FinishedCampaign
 from engine.evaluation import accuracies, bank
 from engine.evaluation.accuracies import Model, OnSet
 from engine.exchange import export, user_models
-from engine.measures import dynamics, predictions
+from engine.measures import predictions
 from engine.measures.rows import PRE, TEST, of_role
 from engine.store.artifacts import Store
 
@@ -66,9 +66,7 @@ def evaluate(
 
 def _models(campaign: FinishedCampaign) -> list[Model]:
     """The model of each row, in the order of tables."""
-    finished = [
-        row for row in of_role(campaign.evaluations, TEST) if dynamics.step_of(row.arm) is None
-    ]
+    finished = [row for row in of_role(campaign.evaluations, TEST) if row.arm.step is None]
     rows = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
     methods = [PRE, *campaign.record.methods]
     return [

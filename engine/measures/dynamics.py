@@ -31,21 +31,10 @@ from scipy import sparse
 
 from engine.measures import bootstrap, seeds
 from engine.measures.metrics import Grid, Means
-from engine.measures.rows import STEP, Arm, trained_sets
+from engine.measures.rows import Arm, trained_sets
 from engine.measures.tables import ordered
 
 SATURATED = 0.95  # of the total rise
-
-
-def step_of(arm: Arm) -> int | None:
-    """The optimizer steps of a snapshot's arm, or None for other arms."""
-    step = arm.setting.get(STEP)
-    return None if step is None else int(step)
-
-
-def of_cell(arm: Arm) -> Arm:
-    """The arm of the cell that a snapshot's arm belongs to."""
-    return arm._replace(setting=arm.setting.without(STEP))
 
 
 def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
@@ -61,8 +50,8 @@ def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
     """
     snapshots: dict[Arm, dict[int, int]] = {}  # by a cell's arm: the snapshot's index by step
     for place, arm in enumerate(grid.arms):
-        if (step := step_of(arm)) is not None:
-            snapshots.setdefault(of_cell(arm), {})[step] = place
+        if arm.step is not None:
+            snapshots.setdefault(arm.without_step, {})[arm.step] = place
     evaluated = {*grid.cells["evaluated_on"]}
     columns = [name for name in grid.downstreams if evaluated.issuperset(trained_sets(name))]
     cells = grid.cells[grid.cells["downstream"].isin(columns)]

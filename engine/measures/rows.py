@@ -89,6 +89,17 @@ class Arm(NamedTuple):
         """The pretrained model."""
         return Arm(self.model, PRE, "", None)
 
+    @property
+    def step(self) -> int | None:
+        """The optimizer steps of a snapshot; None for other arms."""
+        step = self.setting.get(STEP)
+        return None if step is None else int(step)
+
+    @property
+    def without_step(self) -> Arm:
+        """The arm of the cell that a snapshot belongs to."""
+        return self._replace(setting=self.setting.without(STEP))
+
     def __str__(self) -> str:
         alpha = "" if self.alpha is None else f" alpha={self.alpha:g}"
         setting = f" {self.setting}" if self.setting else ""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from engine.measures import correlation, dynamics
+from engine.measures import correlation
 from engine.measures.rows import Arm, Setting, trained_sets
 from engine.measures.tables import groups
 from engine.report import charts
@@ -114,10 +114,12 @@ def _during_training(results: Results) -> pandas.DataFrame:
             "ood": on in results.grid.sets,
         }
         kind = next((kind for kind, is_one in kinds.items() if is_one), None)
-        if (step := dynamics.step_of(arm)) is not None and kind is not None:
-            name = title(dynamics.of_cell(arm), results.record.methods)
+        if arm.step is not None and kind is not None:
+            name = title(arm.without_step, results.record.methods)
             cka = np.array(list(row["blocks"].values()), float).mean()
-            rows += [(arm.model, name, LABELS[kind], at, of) for at, of in ((0, 1.0), (step, cka))]
+            rows += [
+                (arm.model, name, LABELS[kind], at, of) for at, of in ((0, 1.0), (arm.step, cka))
+            ]
     return _mean(pandas.DataFrame(rows, columns=[*keys, "cka"]), keys).sort_values(
         "step", kind="stable"
     )
