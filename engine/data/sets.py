@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -163,7 +164,8 @@ class Sets:
 
     packs: opened packs, by name. given_classes: the head's classes in order, if they are not the
     upstream dataset's. mask: the possible predictions: the dataset's classes (`present`), all
-    (`none`), or as in the dataset's published accuracies (`benchmark`).
+    (`none`), or as in the dataset's published accuracies (`benchmark`). published_masks: those of
+    opened packs, by a dataset's name (`catalogue.published_masks`).
     """
 
     def __init__(
@@ -174,11 +176,13 @@ class Sets:
         packs: Mapping[str, Pack] | None = None,
         given_classes: Sequence[str] = (),
         mask: str = "present",
+        published_masks: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if mask not in MASKS:
             raise ValueError(f"mask {mask!r} is not valid{nearest(mask, MASKS)}")
         self.recipe = recipe
         self.mask = mask
+        self.published_masks = published_masks
         self.packs = packs or {}
         self.given_classes = tuple(given_classes)
         self.device = device
@@ -265,9 +269,7 @@ class Sets:
             return "present"
         if self.mask == "none" or name not in self.packs:
             return "none" if self.mask == "none" else dataset.mask
-        from engine.recipe.catalogue import published_masks  # late: a job reads no recipes
-
-        rules = published_masks()
+        rules = self.published_masks
         if not (named := rules.get(name) or rules.get(pack.name)):
             raise ValueError(
                 f"no recipe has a dataset {name!r}{nearest(name, rules)}, so the mask of published "

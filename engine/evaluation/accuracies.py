@@ -86,8 +86,8 @@ def evaluate(
     its stored features. classes: the head's, in order. mask: as in `Sets`. Raises ValueError for
     classes that the head lacks, and for a model whose outputs are NaN or infinite.
     """
-    sets = Sets(resolved, device, cache_folder(), packs, classes, mask)
     published = catalogue.published_masks()
+    sets = Sets(resolved, device, cache_folder(), packs, classes, mask, published)
     for name, pack in packs.items():  # check all before evaluating any
         rule = published.get(name) or published.get(pack.name)
         if sets[name].mask_rule == "none" and rule == "present":
