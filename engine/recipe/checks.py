@@ -11,13 +11,13 @@ from engine.errors import RecipeError
 from engine.measures.rows import UNION
 from engine.recipe import extras, kinds
 from engine.recipe.catalogue import absolute_tracker
-from engine.recipe.finder import check_file, is_users
+from engine.recipe.finder import check_file, is_users, names_in
 from engine.recipe.kinds import LISTS
 from engine.recipe.schema import DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
 from engine.recipe.words import read_words
 from loaders.files.names import is_name, one_line
 
-TRACKERS = ("tensorboard", "wandb", "trackio")  # besides a user's FILE.py:CLASS or MODULE:CLASS
+TRACKERS = "engine.training.trackers"  # the package that `trackers` names modules of
 _NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 
 
@@ -36,8 +36,8 @@ def checked(recipe: Recipe) -> Recipe:
             "name, or rgb(R,G,B) with values from 0 to 255"
         ) from error
     for name in recipe.trackers:
-        if name not in TRACKERS and ":" not in name:
-            raise RecipeError(f"trackers: unknown tracker {name!r}{nearest(name, TRACKERS)}")
+        if ":" not in name and name not in (known := names_in(TRACKERS)):
+            raise RecipeError(f"trackers: unknown tracker {name!r}{nearest(name, known)}")
         if is_users(file := name.rpartition(":")[0]):
             check_file("trackers", file)
     trackers = [absolute_tracker(name, Path()) for name in recipe.trackers]  # of the command line

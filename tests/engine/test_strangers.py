@@ -23,7 +23,8 @@ from engine.recipe.schema import ModelRecipe
 from engine.report import page
 from engine.store import cells
 from engine.store.artifacts import Store
-from engine.training.trackers import Subject, TensorBoard
+from engine.training.trackers import tensorboard
+from engine.training.trackers.base import Subject
 from helpers import campaigns
 from helpers.endings import ended, refused
 from helpers.tiny_packs import make
@@ -286,10 +287,10 @@ def test_a_trackers_run_stays_in_its_folder(tmp_path, monkeypatch):
     """S3: a group called `..` led out."""
     written = mock.Mock()  # in place of TensorBoard, an extra
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", written)
-    TensorBoard(Subject("..", "../..", "id", {}, tmp_path / "runs"))
+    tensorboard.Tracker(Subject("..", "../..", "id", {}, tmp_path / "runs"))
     (folder,) = (Path(call.args[0]) for call in written.SummaryWriter.call_args_list)
     assert ".." not in folder.parts and folder.is_relative_to(tmp_path / "runs" / "tensorboard")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "tensorboard").symlink_to(tmp_path)
     with pytest.raises(DamagedFile, match="through a link"):
-        TensorBoard(Subject("a", "b", "id", {}, tmp_path / "linked"))
+        tensorboard.Tracker(Subject("a", "b", "id", {}, tmp_path / "linked"))

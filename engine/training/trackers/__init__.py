@@ -1,4 +1,4 @@
-"""Log metrics to TensorBoard, Weights & Biases, Trackio, or a user's class.
+"""Log metrics to a module of this package, such as `wandb`, or to a user's class.
 
 `trackers=[wandb]` enables them. A cell has one run per tracker, which its training and its
 evaluation log to. A tracker that raises an error is dropped with a warning, and training continues.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 import pkgutil
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,99 +21,10 @@ from engine.recipe import finder
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
 from engine.recipe.schema import Affects, MethodRecipe, Recipe
+from engine.training.trackers.base import Subject
 from loaders.files.durable import short_digest
-from loaders.files.root import Root
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A run, as described to a tracker.
-
-    group: the campaign. name: readable, and unique in the group. id: determined by the cell's
-    recipe and the runs folder. config: the resolved recipe, by dotted key. folder: the runs folder.
-    """
-
-    group: str
-    name: str
-    id: str
-    config: Mapping[str, Any]
-    folder: Path
-
-
-class TensorBoard:
-    """Writes event files to `<folder>/tensorboard/<group>/<name>`; a run of this name continues."""
-
-    def __init__(self, subject: Subject) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # No part may begin with a dot: `..` would leave the folder.
-        parts = [re.sub(r"^\.+|[^\w.-]+", "-", part) for part in (subject.group, subject.name)]
-        folder = Root(subject.folder).make("/".join(["tensorboard", *parts]))  # follows no links
-        self._writer = SummaryWriter(str(folder), flush_secs=10)
-        text = "\n".join(f"    {key}: {value}" for key, value in subject.config.items())
-        self._writer.add_text("recipe", text)
-
-    def log(self, values: Mapping[str, float], step: int | None) -> None:
-        """values: by name. step: the optimizer step, or None after training."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WeightsAndBiases:
-    """Logs to the project `rib`. Set WANDB_MODE=offline on nodes without a network."""
-
-    def __init__(self, subject: Subject) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
-
-        Root(subject.folder).make("wandb")  # wandb writes there; raises if it is a link
-        self._run = wandb.init(
-            project="rib",
-            group=subject.group,
-            name=subject.name,
-            id=subject.id,
-            config=dict(subject.config),
-            dir=str(subject.folder),
-            resume="allow",
-            reinit="create_new",
-        )
-
-    def log(self, values: Mapping[str, float], step: int | None) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-    def fail(self) -> None:
-        """In place of `close`, after an error."""
-        self._run.finish(exit_code=1)
-
-
-class Trackio(WeightsAndBiases):
-    """Logs to the project `rib` on this machine, or where Trackio's variables say
-    (TRACKIO_DIR, TRACKIO_SPACE_ID)."""
-
-    def __init__(self, subject: Subject) -> None:
-        import trackio  # pyright: ignore[reportMissingImports]
-
-        self._run = trackio.init(
-            project="rib",
-            group=subject.group,
-            name=subject.name,
-            config=dict(subject.config),
-            resume="allow",
-            embed=False,
-        )
-
-    def fail(self) -> None:
-        self.close()  # Trackio has no failed runs
-
-
-KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
 
 
 class Trackers:
@@ -156,8 +67,8 @@ class Trackers:
 
 def _kind_of(name: str) -> Callable[[Subject], Any]:
     """The class of a tracker. Runs a user's file."""
-    if name in KINDS:
-        return KINDS[name]
+    if ":" not in name:
+        return importlib.import_module(f"{__name__}.{name}").Tracker
     file, _, kind = name.rpartition(":")
     if not finder.is_users(file):
         return pkgutil.resolve_name(name)
@@ -167,7 +78,7 @@ def _kind_of(name: str) -> Callable[[Subject], Any]:
 
 def _cure(name: str, missing: str) -> str:
     """What to do about a module that a tracker lacks."""
-    if name in KINDS:
+    if ":" not in name:
         return f"; pip install {missing}"
     module, _, kind = name.rpartition(":")
     if missing != module.partition(".")[0]:
