@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def planned(folder: Path, device: torch.device, small: bool) -> Plan:
     """The campaign over pictures drawn now: ViT-B/16 at 224 px, 100 classes; small: a toy."""
     arch, size, batch = ("test_vit", 32, 12) if small else ("vit_base_patch16_224", 224, 64)
-    classes, images = (3, 8) if small else (100, 40)
+    classes, images = (3, 8) if small else (100, 20)
     for seed, name in enumerate(SETS):
         photos.draw(folder / "images" / name, seed, classes, images, side=256)
     upstream, *sets = SETS

@@ -22,12 +22,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.counts import LIMITS, ROUNDS_S
 from bench.preflight import is_installed
 from bench.report import RESULTS, ROOT, markdown
 from engine.commands import doctor
@@ -38,25 +39,25 @@ ENGINE = (
     "filelock>=4.3",
 )
 MINUTES = 45.0  # of all stages together
-COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "graphs", "TRITON_CACHE_DIR": "kernels"}  # where code is
 WORKERS = 4  # tests compile a kernel each, one after the other in a process
 
 
 @dataclass(frozen=True)
 class Stage:
-    """command: arguments of Python. minutes: its most. needs: packages without which there is
-    nothing to run; what only others could do is left out by name."""
+    """command: arguments of Python. needs: packages without which there is nothing to run; what
+    only others could do is left out by name. minutes: its most."""
 
     name: str
     command: Sequence[str]
-    minutes: float = 5.0
     needs: Sequence[str] = ()
+    minutes: float = 5.0
 
 
 def stages(out: Path, device: str, small: bool) -> list[Stage]:
     """All stages, what is worth most first. small: sizes with which a CPU takes seconds."""
     where = ("--device", device, "--out", str(out))
-    timed = ("--quick", "--seconds", "0") if small else ("--drawn", "--seconds", "5")
+    timed = ("--quick", "--seconds", "0") if small else ("--drawn", "--seconds", f"{ROUNDS_S:g}")
     # Each test's line and failure are printed at once (tests/gpu/conftest.py), so the log has them
     # whatever ends the stage. A test that hangs shows where it does.
     pytest = ("-m", "pytest", "tests/gpu", "tests/kernels", "-m", "gpu or everywhere", "-v")
@@ -65,22 +66,27 @@ def stages(out: Path, device: str, small: bool) -> list[Stage]:
         pytest += ("-n", str(WORKERS))
     triton = ("triton",) if device == "cuda" else ()
 
-    def contests(case: str, minutes: float, *needs: str) -> Stage:
-        return Stage(case, ("-m", "bench", case, *where, *timed), minutes, needs)
+    def module(name: str, *words: str) -> tuple[str, ...]:
+        return ("-m", f"bench.{name}", *where, *words)
 
-    campaign, toy = ("-m", "bench.campaign", *where), ["--small"] * small
-    return [
-        Stage("preflight", ("-m", "bench.preflight", *where), 3),
-        Stage("tests", pytest, 6, ("pytest", *triton)),
-        contests("kernels", 4, "numpy", "timm", *triton),
-        contests("headline", 6, "numpy", "timm", *triton),
-        Stage("smoke", (*campaign, "--small"), 5, ENGINE),
-        Stage("ranks", ("-m", "bench.ranks", *where, *toy), 5, ENGINE),
-        contests("train", 6, *ENGINE),
-        contests("transport", 3, "numpy", *triton),
-        contests("evaluation", 2, *ENGINE),
-        Stage("engine", (*campaign, *toy), 5, ENGINE),
+    def contests(case: str) -> tuple[str, ...]:
+        return ("-m", "bench", case, *where, *timed)
+
+    toy = ("--small",) * small
+    every = [
+        Stage("preflight", module("preflight")),
+        Stage("tests", pytest, ("pytest", *triton)),
+        Stage("kernels", contests("kernels"), ("numpy", "timm", *triton)),
+        Stage("compile", module("compiled", *toy), ("numpy", "timm", *triton)),
+        Stage("headline", contests("headline"), ("numpy", "timm", *triton)),
+        Stage("smoke", module("campaign", "--small"), ENGINE),
+        Stage("ranks", module("ranks", *toy), ENGINE),
+        Stage("train", contests("train"), ENGINE),
+        Stage("transport", contests("transport"), ("numpy", *triton)),
+        Stage("evaluation", contests("evaluation"), ENGINE),
+        Stage("engine", module("campaign", *toy), ENGINE),
     ]
+    return [replace(stage, minutes=LIMITS[stage.name][0]) for stage in every]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,8 +134,9 @@ def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
     if missing:
         return {"state": NOT_RUN, "why": f"this Python lacks {', '.join(missing)}"}
     begin = time.monotonic()
-    # A graph that several stages take is compiled once.
-    environment = os.environ | {"RIB_PROGRESS": "off", COMPILED: str(out / "compiled")}
+    # What several stages take is compiled once, into the caller's folders where there are some.
+    folders = {variable: str(out / "compiled" / name) for variable, name in COMPILED.items()}
+    environment = folders | os.environ | {"RIB_PROGRESS": "off"}
     child = subprocess.Popen(
         [sys.executable, "-u", *stage.command], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,

@@ -141,7 +141,8 @@ def step(device: torch.device) -> Diagnosis:
     from engine.recipe.overrides import parsed
 
     quiet_libraries()
-    toy = parsed(["model.arch=test_vit", "model.image_size=32"])
+    # Uncompiled: a graph takes longer than a check may.
+    toy = parsed(["model.arch=test_vit", "model.image_size=32", "train.compile=never"])
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), "file", toy, ranks.start(device.type), steps=2)
         with bench.training("fine_tune", 4) as training:

@@ -4,7 +4,8 @@
     cell        `rib train` by the engine's launcher: how far the weights are from those of one
                 rank, as a share of the way that training moved these (`apart`); seconds, and
                 seconds from its last file to its end. A ViT as the engine trains it, and in fp32;
-                a small ResNet whose batch norms ranks share (SyncBatchNorm)
+                a small ResNet whose batch norms ranks share (SyncBatchNorm). The last two run
+                uncompiled: they show the exchange, and a graph of each costs minutes
     jobs        as many cells as GPUs at a time, each on one
 
 On a CPU two ranks stand in, and batch norms are frozen. With one GPU there is nothing to run.
@@ -56,10 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if number < 2:
         results.write(message="one GPU: no ranks")
         return 0
-    several = sorted({2, number})
-    for count in several:
-        rate = exchanged(count, options.device, 1_000_000 if options.small else BYTES)
-        results.add({"what": "exchange", "ranks": count, "gb_s": rate})
+    rate = exchanged(number, options.device, 1_000_000 if options.small else BYTES)
+    results.add({"what": "exchange", "ranks": number, "gb_s": rate})
     archs = ("test_vit", "test_resnet") if options.small else ("vit_base_patch16_224", "resnet18")
     # A ViT first: its row says whether ranks exchange at all.
     cases = [(archs[0], "auto"), (archs[0], "fp32"), (archs[1], "auto")]
@@ -151,6 +150,7 @@ def _train(
     if (packs := runs.parent / f"{arch}-auto-1" / "packs").is_dir():
         shutil.copytree(packs, runs / "packs")
     small, on_gpu = options.small, options.device == "cuda"
+    compiles = "auto" if precision == "auto" and "vit" in arch else "never"
     recipe = {
         "model": {
             "extends": "file", "arch": arch, "image_size": 32 if small else 224,
@@ -167,8 +167,9 @@ def _train(
         "optimizer": {"name": "sgd", "lr": 1e-3},
         "train": {
             "epochs": 2, "batch_size": 12 if small else 64, "freeze_batchnorm": not on_gpu,
-            "precision": precision,
+            "precision": precision, "compile": compiles,
         },
+        "evaluate": {"compile": compiles},
     }  # fmt: skip
     file = runs.with_suffix(".yaml")
     file.write_text(json.dumps(recipe), "utf-8")  # JSON is YAML

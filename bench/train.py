@@ -42,7 +42,7 @@ WORKERS = 16  # of timm's loader, at most
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     if device.type == "cuda":
-        arch, size, batch, steps = "vit_base_patch16_224", 224, 64, 150
+        arch, size, batch, steps = "vit_base_patch16_224", 224, 64, 30
     else:
         arch, size, batch, steps = "vit_small_patch16_224", 64, 8, 12
     if scale.quick:

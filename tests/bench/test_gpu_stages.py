@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from bench import campaign, gpu, photos, ranks
+from bench.counts import LIMITS
 from bench.gpu import ROOT, Stage, stages
 from engine.commands import doctor
+from engine.cost import estimate, rates
 from engine.recipe.campaigns import recipe_names
 
-NAMES = ["preflight", "tests", "kernels", "headline", "smoke", "ranks", "train", "transport"]
-NAMES += ["evaluation", "engine"]
+NAMES = ["preflight", "tests", "kernels", "compile", "headline", "smoke", "ranks", "train"]
+NAMES += ["transport", "evaluation", "engine"]
 BARE = os.environ | {
     "WITHOUT_PACKAGES": "deepspeed,msgspec,resvg_py,snakemake",
     "PYTHONPATH": f"{ROOT / 'tests' / 'without_packages'}:{ROOT}",
@@ -25,7 +27,7 @@ BARE = os.environ | {
 
 
 def stage(name: str, program: str, *needs: str) -> Stage:
-    return Stage(name, ("-c", "print('begun'); " + program), needs=needs)
+    return Stage(name, ("-c", "print('begun'); " + program), needs)
 
 
 @pytest.fixture
@@ -87,11 +89,44 @@ def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tm
     assert run(tmp_path, "tests")[0] == 0
 
 
-def test_stages_share_compiled_graphs(replaced, tmp_path):
-    program = "import os, pathlib; place = pathlib.Path(os.environ['TORCHINDUCTOR_CACHE_DIR']); "
-    replaced.append(stage("kernels", program + "place.mkdir(); (place / 'graph').touch()"))
+@pytest.mark.parametrize("variable", ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"])
+def test_stages_share_compiled_code_in_the_callers_folder_if_any(
+    variable, replaced, tmp_path, monkeypatch
+):
+    program = f"import os, pathlib; place = pathlib.Path(os.environ['{variable}']); "
+    making = program + "place.mkdir(parents=True); (place / 'graph').touch()"
+    replaced.append(stage("kernels", making))
     replaced.append(stage("headline", program + "exit(not (place / 'graph').exists())"))
+    monkeypatch.delenv(variable, raising=False)
     assert run(tmp_path)[0] == 0
+    assert len(list(tmp_path.glob("compiled/*/graph"))) == 1
+    monkeypatch.setenv(variable, str(tmp_path / "callers"))
+    assert run(tmp_path)[0] == 0 and (tmp_path / "callers" / "graph").is_file()
+
+
+def test_the_counts_of_the_engines_stage_are_those_of_its_plan(tmp_path, monkeypatch):
+    """Drawn with two of its twenty images a class, since drawing takes time."""
+    drawn = []
+
+    def draw(folder, seed, classes, images, side, real=photos.draw):
+        drawn.append(images)
+        real(folder, seed, classes, 2, 8)
+
+    monkeypatch.setattr(photos, "draw", draw)
+    plan = campaign.planned(tmp_path, torch.device("cuda"), small=False)
+    (images,), counts = set(drawn), LIMITS["engine"][1]
+    predicted = estimate.of(plan.recipes, len(plan.rows))
+    column, shared = predicted.columns[0], predicted.shared
+    of_images = {
+        "trained": sum(work.images for work in column if work.name.startswith("training")),
+        "evaluated": sum(w.images for w in (*column, *shared) if not w.trained and not w.fp32),
+        "fp32": sum(work.images for work in shared if work.fp32),
+    }
+    assert {name: images // 2 * count for name, count in of_images.items()} == {
+        name: getattr(counts, name) for name in of_images
+    }
+    (traces,) = [work.gpu_s for work in column if work.gpu_s > rates.START_S]
+    assert traces == counts.traces * rates.TRACE_S
 
 
 def test_all_stages_share_one_budget(replaced, tmp_path):
@@ -105,7 +140,10 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
     assert [stage.name for stage in stages(tmp_path, "cuda", small=False)] == NAMES
     page = (ROOT / "bench" / "README.md").read_text()
     limits = [(stage.name, stage.minutes) for stage in stages(tmp_path, "cuda", small=False)]
-    assert all(f"| `{name}` | {minutes:g} |" in page for name, minutes in limits)
+    for name, minutes in limits:
+        predicted = LIMITS[name][1].predicted_s() / 60
+        assert f"| `{name}` | {minutes:g} | {predicted:.1f} |" in page
+        assert rates.SPREAD * predicted <= minutes, f"{name} ends by the clock"
     assert sum(minutes for _, minutes in limits) <= gpu.MINUTES
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "gpu", lambda _: doctor.Diagnosis("wrong", "too old", "a driver"))
@@ -179,12 +217,22 @@ def test_jobs_side_by_side_take_the_gpus_that_the_caller_may_use(tmp_path, monke
 
 @pytest.mark.slow
 def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(tmp_path):
-    words = ["headline", "train", "engine", "--device", "cpu", "--small", "--out", str(tmp_path)]
+    words = [
+        "compile",
+        "headline",
+        "train",
+        "engine",
+        "--device",
+        "cpu",
+        "--small",
+        "--out",
+        str(tmp_path),
+    ]
     command = [sys.executable, "-m", "bench.gpu", *words]
     ended = subprocess.run(command, cwd=ROOT, env=BARE, capture_output=True, text=True)
     outcomes = summary(tmp_path)
     states = [outcome["state"] for outcome in outcomes.values()]
-    assert states == ["green", "not run", "not run"], ended.stdout[-3000:]
+    assert states == ["green", "green", "not run", "not run"], ended.stdout[-3000:]
     assert outcomes["engine"]["why"] == "this Python lacks deepspeed, msgspec"
     rows, shown = rows_of(tmp_path, "headline"), (tmp_path / "results.md").read_text()
     assert "| headline | green |" in shown and "\n**headline**: " in shown and "; commit " in shown
@@ -195,6 +243,14 @@ def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(
         for peer in ("LwF", "EWC", "evaluation")
     ]
     assert all(row[key] > 0 for row in rows for key in ("images_s", "peer_images_s", "peer_mfu"))
+
+
+@pytest.mark.slow
+def test_graphs_of_the_headline_and_the_engine_are_compiled(tmp_path):
+    assert run(tmp_path, "compile", "--small")[0] == 0
+    parts = [row["what"] for row in rows_of(tmp_path, "compile")]
+    assert parts[:4] == ["fine_tune", "visual_prompt", "lora", "evaluation"]
+    assert "compiled: toy ViT x 4\n" in (tmp_path / "compile.log").read_text()
 
 
 @pytest.mark.slow
