@@ -25,9 +25,10 @@ from typing import TypeVar
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore, HashStore, distributed_c10d  # type: ignore[attr-defined]
+from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
 
 from engine.errors import FirstRankError
+from engine.machine import compat
 from engine.machine.devices import keep_pages, pick_device
 from engine.machine.files import runtime_folder
 from engine.machine.programs import NoAnswer, answer
@@ -37,8 +38,6 @@ MEET = datetime.timedelta(minutes=10)  # until all ranks have arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a dataset
 SEEN_S, LOOK_S = 180, 0.5  # limit (NFS may hide a new file for 60 s, acdirmax); between checks
 FIRST_PORT, PORTS = 20000, 12000  # below the kernel's ephemeral ports
-# Public since torch 2.15. DeepSpeed's groups, which only average gradients, keep the default.
-_set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
 
 
 def start(device: str = "auto") -> torch.device:
@@ -61,10 +60,7 @@ def start(device: str = "auto") -> torch.device:
     if not dist.is_initialized():
         import deepspeed  # imported here: it reads DS_ACCELERATOR at import
 
-        # The engine calls none of DeepSpeed's own operators. Otherwise DeepSpeed looks for a
-        # compiler for each in each process (about a second), and then compiles one for 40 s that
-        # only inference on several CPU ranks calls.
-        deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+        compat.without_operators(deepspeed)
         join(chosen)
         with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints to stdout
             deepspeed.init_distributed(verbose=False)  # uses the existing group
@@ -131,7 +127,7 @@ def join(device: torch.device) -> None:
         device_id=device if device.type == "cuda" else None,
     )
     dist.all_reduce(torch.zeros(1, device=device))  # makes all connections within `MEET`
-    _set_timeout(WAIT, dist.group.WORLD)
+    compat.set_timeout(WAIT, dist.group.WORLD)
 
 
 def _on_one_host() -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine import models
 from engine.data import masks
 from engine.data.sets import LabelledSet
+from engine.machine.compat import BatchNorm
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store.cells import Average, Cell, Entry, Export, Gated
@@ -135,7 +136,7 @@ class Trained(nn.Module):
         super().train(mode)
         if mode and self.freeze_batchnorm:
             for module in self.net.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
         return self
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import functional_call
 
 from engine import models
-from engine.machine import precision
+from engine.machine import compat, precision
 from engine.machine.files import compiled_folder
 from engine.machine.layers import pass_on_bf16
 from engine.recipe.schema import EvaluateRecipe, ModelRecipe, TrainRecipe
@@ -114,8 +114,7 @@ def compile_in_place(net: nn.Module, option: str, device: torch.device) -> nn.Mo
         return net
     if CACHE not in os.environ:  # torch's own is of one machine, and may be another user's
         os.environ[CACHE] = str(compiled_folder())
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, GRAPHS)  # beyond it, models run uncompiled
+    compat.allow_graphs(GRAPHS)
     if device.type == "cpu":
         _keep_instruction_sets_apart()
     eager = type(net).forward
@@ -125,7 +124,7 @@ def compile_in_place(net: nn.Module, option: str, device: torch.device) -> nn.Mo
     def forward(x: torch.Tensor) -> torch.Tensor:
         if len(x) == 1:
             return eager(network(), x)
-        torch._dynamo.maybe_mark_dynamic(x, 0)
+        compat.mark_batch_dynamic(x)
         return compiled(network(), x)
 
     net.forward = forward  # type: ignore[method-assign]

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.errors import DivergedError
 from engine.machine import precision, ranks
+from engine.machine.compat import BatchNorm
 from engine.machine.layers import pass_on_bf16
 from engine.machine.terminal import progress_bar
 from engine.methods.base import Context, Trained
@@ -206,7 +206,7 @@ def epochs(
 
 def learning_norms(method: Trained) -> list[nn.Module]:
     """The batch norms of a method's network whose statistics change in training."""
-    norms = [m for m in method.train().net.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for m in method.train().net.modules() if isinstance(m, BatchNorm)]
     return [norm for norm in norms if norm.training]
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
-from engine.machine import ranks
+from engine.machine import compat, ranks
+from engine.machine.compat import LISTS
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from kernels.ewc import MOMENTS, EwcParameters
@@ -74,8 +75,7 @@ def build(
         settings["fused"] = True
     if zero and ranks.world() > 1:
         parted = ZeroRedundancyOptimizer(groups, make, **settings)  # pyright: ignore[reportArgumentType]
-        # torch would keep `make`, and with it the whole penalty.
-        parted._optim_constructor = kind  # pyright: ignore[reportAttributeAccessIssue]
+        compat.forget_constructor(parted, kind)
         return parted
     return make(groups, **settings)
 
@@ -122,10 +122,10 @@ def clip_(parameters: Iterable[Tensor], most: float) -> None:
     communication is needed.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+    norms = LISTS._foreach_norm(gradients)
     norm = torch.stack(norms).square().sum().sqrt()
     scale = (torch.full_like(norm, most) / (norm + 1e-6)).clamp_(max=1.0)
-    torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+    LISTS._foreach_mul_(gradients, scale)
 
 
 def _apex(name: str) -> Callable[..., Optimizer]:

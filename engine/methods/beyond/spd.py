@@ -14,15 +14,12 @@ independent of SPD.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from engine.machine.compat import LISTS
 from engine.methods.base import Context, Trained
 from engine.methods.beyond.options.spd import Recipe
-
-LISTS: Any = torch  # its operations on lists of tensors have no type stubs
 
 
 class Method(Trained):

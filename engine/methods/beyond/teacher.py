@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
+from engine.machine.compat import LISTS
 from engine.methods.base import Context
 from engine.models.execution import compile_in_place
 
-LISTS: Any = torch  # its operations on lists of tensors have no type stubs
 MOVES = 50  # updates of an `ema` teacher in one training
 RISE = 0.2  # fraction of the training in which its momentum rises
 MOMENTUM = (0.05, 0.9)
