@@ -24,7 +24,6 @@ from loaders.files.typed_json import DamagedFile
 
 if TYPE_CHECKING:
     from engine.measures.predictions import Ensemble
-    from engine.otdd.distance_matrix import Matrix
 
 AS_BEFORE = "with the same arguments"
 
@@ -80,7 +79,7 @@ class Record:
         credits: sources and licences of the images.
         contact_sheet: example images as a PNG in base64, or empty.
         holdout: whether downstream datasets have a held-out split.
-        distances: distances between datasets, which `matrix` reads, or None.
+        distances: `otdd.distance_matrix.Matrix.plain` between datasets, or None.
         evaluations: every model on every dataset, in all roles.
         files: SHA-256 of each file of predictions, by path.
         extras: the rows that each extra adds (`engine.extras.base.OnSet`).
@@ -127,14 +126,6 @@ class Record:
     evaluate_on: list[Name] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)
     samples_seen: dict[str, int] = field(default_factory=dict)
-
-    def matrix(self) -> Matrix | None:
-        """The distances between all sets, if they are known."""
-        if self.distances is None:
-            return None
-        from engine.otdd.distance_matrix import Matrix  # late: it loads pandas
-
-        return Matrix.of(self.distances)
 
 
 @dataclass(frozen=True, eq=False)

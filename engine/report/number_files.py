@@ -28,8 +28,8 @@ def write_numbers(folder: Path, results: Results) -> list[str]:
     content = results_file.of(results, made[INTERVALS])
     write_atomic(folder / RESULTS, results_file.encode(content))
     names = [*made, RESULTS]
-    if (matrix := results.record.matrix()) is not None:
-        distance_matrix.write_csv(folder / "distances.csv", matrix)
+    if (distances := results.record.distances) is not None:
+        distance_matrix.write_csv(folder / "distances.csv", distance_matrix.Matrix.of(distances))
         names += ["distances.csv", "distances_pairs.csv"]
     return names
 

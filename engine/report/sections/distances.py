@@ -16,9 +16,9 @@ from engine.report.section import Figure, Section
 
 
 def section(results: Results) -> Section | None:
-    matrix = results.record.matrix()
-    if matrix is None or len(results.models) != 1:
+    if results.record.distances is None or len(results.models) != 1:
         return None
+    matrix = Matrix.of(results.record.distances)
     made = dataclasses.replace(of_matrix(matrix), is_open=False)
     points = _points(results, matrix)
     related = correlation.spearman(*points[["distance", "drop_pts"]].to_numpy().T)

@@ -8,6 +8,7 @@ from engine.campaigns.job_states import Attempt
 from engine.campaigns.record import Row
 from engine.measures.rows import PRE
 from engine.measures.tables import extremes
+from engine.otdd.distance_matrix import Matrix
 from engine.report import charts, sections
 from engine.report.merged import merged
 from engine.report.results import Results
@@ -104,7 +105,7 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
 
 
 def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(results):
-    matrix = results.record.matrix()
+    matrix = Matrix.of(results.record.distances)
     matrix.values[0, 1] = matrix.values[1, 0] = np.nan
     made = section(changed(results, distances=matrix.plain()), "distances")
     assert "1 pair missing" in made.text
