@@ -9,7 +9,7 @@ the recipe's, unchecked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from engine.did_you_mean import nearest
@@ -46,9 +46,14 @@ def options_of(dataset: DatasetRecipe) -> dict[str, Any]:
 def of_set(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
     """A benchmark's recipe with the kind, root and options of one of its datasets.
 
-    A dataset of another kind than the benchmark's has its kind's default options. Raises
-    RecipeError, naming the key, for one that a dataset cannot have, and an invalid value.
+    A dataset of another kind than the benchmark's has its kind's default options, and its split is
+    complete where files by part give it. Raises RecipeError, naming the key, for one that a dataset
+    cannot have, and an invalid value.
     """
+    return _with_whole_split(_with_own_keys(dataset, name), name)
+
+
+def _with_own_keys(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
     if not (own := dataset.own.get(name)):
         return dataset
     key, kind = f"dataset.own.{name}", str(own.get("kind", dataset.kind))
@@ -62,6 +67,23 @@ def of_set(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
     values = {each: given[each] for each in names_of_shared} | {"own": {}}
     typed.add(values, of_kind, Options(), own, "", f"{key}.")
     return typed.build(values, of_kind, Options(), key)
+
+
+def _with_whole_split(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
+    """Files by part name the parts; by default all parts but `train` are held out."""
+    split = dataset.split
+    if not isinstance(split.files, dict):
+        return dataset
+    train, holdout = split.train, split.holdout
+    if not (train or holdout):
+        train, holdout = ["train"], [part for part in split.files if part != "train"]
+        if not holdout or len(holdout) == len(split.files):
+            raise RecipeError(
+                f"dataset.split.files of {name} names {', '.join(split.files)}: name `train` and a "
+                "part to hold out, or set split.train and split.holdout to names of these files"
+            )
+    column = split.column or "split"
+    return replace(dataset, split=replace(split, column=column, train=train, holdout=holdout))
 
 
 def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:

@@ -146,7 +146,8 @@ class SplitRecipe:
     # the column's values for images of the validation split
     holdout: list[str] = field(default_factory=list)
     # the column of images in folders, below root: a table of `path` (`<set>/<class>/<image>`) and
-    # the column, or text files of paths by the column's value
+    # the column, or text files of paths by the column's value. Such as {train: a.txt, val: b.txt},
+    # they need no other key: the column is `split`, and all but `train` is held out
     files: str | dict[str, str] = ""
     held_out: Count = marked(NOTHING, 0)  # published number of images held out; 0: none
 

@@ -134,6 +134,28 @@ def test_a_list_of_files_splits_folders(tmp_path):
         opened(tmp_path, "few")
 
 
+def test_names_of_files_are_the_parts_of_a_split(tmp_path):
+    """As in the docs, for one dataset or all: the same images as with every key."""
+    images = tmp_path / "images"
+    grids.draw(images)
+    paths = [str(file.relative_to(images)) for file in sorted(images.glob("*/*/*"))]
+    for number, part in enumerate(("train", "val", "test")):
+        (images / f"{part}.txt").write_text("\n".join(paths[number::3]), encoding="utf-8")
+    files = "files: {train: train.txt, val: val.txt, test: test.txt}"
+    whole = f"{files}, column: split, train: [train], holdout: [val, test]"
+    plain = LISTED[: LISTED.index("own:")]
+    found = []
+    for split in (f"own: {{few: {{split: {{{whole}}}}}}}", f"split: {{{files}}}"):
+        (tmp_path / "mixed.yaml").write_text(f"{plain}{split}\n", encoding="utf-8")
+        few = opened(tmp_path, "few")
+        found.append((few.pack.folder, few.split_by, few.holdout.tolist()))
+        assert few.pack.columns["split"][few.train].tolist() == ["train"] * len(few.train)
+        assert "split" not in few.columns, "the split is no group"
+        elsewhere = benchmark(tmp_path, f"runs={tmp_path}/other")
+        assert work.size_of(elsewhere, "few").held_out == pytest.approx(len(few.holdout))
+    assert found[0] == found[1] and 0 < len(found[0][2]) < len(few.pack)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -262,6 +284,11 @@ def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
         (["dataset.own.tinted.split.colum=x"], "'dataset.own.tinted.split.colum'.*split.column"),
         (["dataset.own={few: {split: {train: [a]}}}"], "dataset.split of few names no column: set"),
         (["dataset.own={few: {split: {files: a.txt}}}"], "dataset.split of few names no column"),
+        (
+            ["dataset.own={few: {split: {files: {fit: a.txt, val: b.txt}}}}"],
+            "dataset.split.files of few names fit, val: name `train` and a part to hold out",
+        ),
+        (["dataset.own={few: {split: {files: {train: a.txt}}}}"], "few names train: name `train` "),
     ],
 )
 def test_a_wrong_key_of_a_datasets_own_is_an_error(mixed, tmp_path, words, message):
