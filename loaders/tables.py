@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import io
 import os
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loaders.files.durable import open_regular
 from loaders.files.root import Root
 from loaders.pack import Item
 from loaders.trees import IMAGE_SUFFIXES, Listing, Place, first_names
@@ -237,12 +239,17 @@ def _reader(table: Path, columns: Columns) -> Reader:
     return {".parquet": _of_parquet, ".jsonl": _of_objects}.get(table.suffix, of_csv)
 
 
+def _opened(table: Path) -> io.TextIOWrapper:
+    """The lines of a regular file: a pipe or a device might never end."""
+    return io.TextIOWrapper(open_regular(table), encoding="utf-8-sig", newline="")
+
+
 def of_csv(table: Path, names: Sequence[str]) -> Iterator[Row]:
     """Yields the line and the values of these columns of each row of a CSV file.
 
     Raises ValueError, naming the file, for a column that it lacks and a row of another length.
     """
-    with table.open(encoding="utf-8-sig", newline="") as file:
+    with _opened(table) as file:
         reader = csv.reader(file)
         header = next(reader, [])
         _check_columns(table, header, names)
@@ -257,7 +264,7 @@ def of_csv(table: Path, names: Sequence[str]) -> Iterator[Row]:
 
 
 def _of_parquet(table: Path, names: Sequence[str]) -> Iterator[Row]:
-    with pq.ParquetFile(table) as file:
+    with open_regular(table) as opened, pq.ParquetFile(opened) as file:
         _check_columns(table, file.schema_arrow.names, names)
         number = 0
         for batch in file.iter_batches(columns=list(names)):
@@ -270,7 +277,7 @@ def _of_parquet(table: Path, names: Sequence[str]) -> Iterator[Row]:
 def _of_objects(table: Path, names: Sequence[str]) -> Iterator[Row]:
     decoder = msgspec.json.Decoder(dict[str, Any])
     header: list[str] = []
-    with table.open(encoding="utf-8-sig") as file:
+    with _opened(table) as file:
         for number, line in enumerate(file, start=1):
             if line.isspace():
                 continue
@@ -294,7 +301,7 @@ def _texts(table: Path, number: int, names: Sequence[str], values: Sequence[Any]
 
 def _of_text(table: Path, names: Sequence[str], columns: Columns) -> Iterator[Row]:
     _check_columns(table, (columns.path, columns.label), names)
-    with table.open(encoding="utf-8-sig") as file:
+    with _opened(table) as file:
         for number, line in enumerate(file, start=1):
             path, _, label = line.strip().rpartition(" ")
             if label.lower().endswith(IMAGE_SUFFIXES):  # a list of paths

@@ -101,6 +101,19 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path, row, message):
         tables.listing(root, table, ALLOWED)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt", "parquet"])
+def test_a_table_that_might_never_end_is_refused(tmp_path, suffix):
+    """Nobody writes to the pipe; /dev/zero would fill the memory with one line."""
+    table, device = tmp_path / f"pipe.{suffix}", tmp_path / f"device.{suffix}"
+    os.mkfifo(table)
+    device.symlink_to("/dev/zero")
+    for each in (table, device):
+        with pytest.raises(ValueError, match=f"{each.name} is a pipe, a socket or a device"):
+            tables.listing(tmp_path, {"": each}, PLAIN)
+        with pytest.raises(ValueError, match=f"{each.name} is a pipe, a socket or a device"):
+            tables.listed({"train": each}, "split", ["train"], [], "few")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
