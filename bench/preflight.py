@@ -92,9 +92,13 @@ def memory() -> Diagnosis:
 
 
 def free_gpu() -> Diagnosis:
-    free, total = (count / 1e9 for count in torch.cuda.mem_get_info())
-    detail = f"{free:.0f} of {total:.0f} GB free on the GPU"
-    if free > GPU_GB:
+    """Free memory of the GPU that has the least; stages with ranks use all of them."""
+    least, total, number = min(
+        (*(count / 1e9 for count in torch.cuda.mem_get_info(number)), number)
+        for number in range(torch.cuda.device_count())
+    )
+    detail = f"{least:.0f} of {total:.0f} GB free on GPU {number}"
+    if least > GPU_GB:
         return Diagnosis(OK, detail)
     return Diagnosis(WRONG, detail, "end what else runs on it (nvidia-smi)")
 

@@ -44,10 +44,12 @@ def test_a_temporary_folder_whose_programs_may_not_run(monkeypatch):
 
 
 def test_a_gpu_that_others_use_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for free, cure in ((60e9, ""), (3e9, "end what else runs on it (nvidia-smi)")):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80e9))
+        of_gpus = [(70e9, 80e9), (free, 80e9)]
+        monkeypatch.setattr(torch.cuda, "mem_get_info", of_gpus.__getitem__)
         seen = preflight.free_gpu()
-        assert seen.cure == cure and f"{free / 1e9:.0f} of 80 GB" in seen.detail
+        assert seen.cure == cure and f"{free / 1e9:.0f} of 80 GB free on GPU 1" in seen.detail
 
 
 def test_a_kernel_that_is_wrong_is_red(monkeypatch):
