@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.measures.temperature_scaling import Temperature, fitted
@@ -33,6 +34,8 @@ GROUP = pa.field("group", pa.string())  # if parts of the dataset have equal wei
 # With `evaluate.calibration`: the confidence max_c softmax(z / T)_c at each of `TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
+# Of a file: rows, values of a row's list, bytes of a column of texts.
+MOST_ROWS, MOST_VALUES, MOST_BYTES = 10_000_000, 100, 1 << 31
 COLUMN = "column:"  # before the name of a further column of the dataset, a string per image
 
 
@@ -88,17 +91,8 @@ def read(path: Path) -> pa.Table:
     if not parts:
         raise ValueError(f"{path} contains no Parquet file: evaluate again")
     try:
-        tables = [
-            pq.ParquetFile(part, page_checksum_verification=True).read(use_threads=False)
-            for part in parts
-        ]
+        tables = [_of_part(part) for part in parts]
         table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        further = [pa.field(name, pa.string()) for name in table.column_names if is_further(name)]
-        optional = (f for f in OPTIONAL if f.name in table.column_names)
-        schema = pa.schema([*SCHEMA, *optional, *further])
-        schema = schema.with_metadata(table.schema.metadata)
-        if not table.schema.equals(schema):
-            table = table.select(schema.names).cast(schema)
         table = table.combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(
@@ -121,6 +115,35 @@ def read(path: Path) -> pa.Table:
     if (repeated := np.flatnonzero(np.diff(index) == 0)).size:
         raise ValueError(f"{path}: image index {index[repeated[0]]} occurs more than once")
     return table
+
+
+def _of_part(path: Path) -> pa.Table:
+    """The known columns of a file, which nothing in the file can make far larger than the file."""
+    stored = pq.read_schema(path)
+    further = [pa.field(name, pa.string()) for name in stored.names if is_further(name)]
+    schema = pa.schema([*SCHEMA, *(f for f in OPTIONAL if f.name in stored.names), *further])
+    for field in schema:
+        kind = stored.field(field.name).type
+        if kind != field.type and not (_is_number(kind) and _is_number(field.type)):
+            raise pa.ArrowTypeError(f"{field.name} is {kind}, not {field.type}")
+    # A text that a file stores once is in memory once, however often it is repeated.
+    texts = [field.name for field in schema if field.type == pa.string()]
+    file = pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts)
+    meta = file.metadata
+    groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
+    values = (group.column(k).num_values for group in groups for k in range(group.num_columns))
+    if meta.num_rows > MOST_ROWS or max(values, default=0) > MOST_VALUES * meta.num_rows:
+        raise pa.ArrowInvalid(f"{meta.num_rows:,} rows, or the values in a row, are too many")
+    table = file.read(schema.names, use_threads=False)
+    for name in texts:
+        lengths = (pc.call_function("binary_length", [c.dictionary]) for c in table[name].chunks)
+        longest = max((pc.call_function("max", [each]).as_py() or 0 for each in lengths), default=0)
+        if longest * len(table) > MOST_BYTES:
+            raise pa.ArrowInvalid(f"a {name} has {longest:,} bytes in {len(table):,} rows")
+    return table.cast(schema.with_metadata(table.schema.metadata))
+
+
+_is_number = pa.types.is_primitive  # of a fixed size
 
 
 def is_further(name: str) -> bool:
