@@ -174,7 +174,7 @@ def _train(
     file = runs.with_suffix(".yaml")
     file.write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
     command = _launched(number, "engine.launch", f"recipe={file}")
-    seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": _visible()[gpu]}
+    seen = {} if gpu is None or not on_gpu else {"CUDA_VISIBLE_DEVICES": _visible()[gpu]}
     return subprocess.Popen(command, env=_environment() | seen, stdout=subprocess.DEVNULL)
 
 

@@ -213,6 +213,10 @@ def test_jobs_side_by_side_take_the_gpus_that_the_caller_may_use(tmp_path, monke
     for number in range(2):
         ranks._train(tmp_path / "job", "test_vit", "auto", 1, options, number)
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["4", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    options = argparse.Namespace(device="cpu", small=True)
+    ranks._train(tmp_path / "job", "test_vit", "auto", 1, options, 1)
+    assert "CUDA_VISIBLE_DEVICES" not in seen[-1], "a CPU's jobs have no GPU to see"
 
 
 @pytest.mark.slow
