@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 LABELS = ("label", "labels", "cls", "wnid")  # label columns to try if no feature names one
 MOST_BYTES = 1 << 32  # per row group, uncompressed; usual groups have 100 or 1000 images
 # Images are compressed already; a column of more bytes that shrank further is no column of images.
 MOST_SHRUNK, SMALL = 200, 1 << 26
+LONGEST = 4096  # bytes of a text that many rows may repeat
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
@@ -82,6 +84,15 @@ def rows(path: Path) -> Iterator[Labelled]:
     if file.metadata.num_rows > (size := path.stat().st_size):
         raise ValueError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes: no images")
     image, label = _image(path, schema, described), _label(path, schema, described)
+    wanted = [label, f"{image}.path"]
+    kinds = [schema.field(label).type]
+    if pa.types.is_struct(of := schema.field(image).type) and of.get_field_index("path") >= 0:
+        kinds.append(of.field("path").type)
+    # A text that a file stores once is in memory once, until its size is known.
+    texts = [name for name, kind in zip(wanted, kinds, strict=False) if _is_text(kind)]
+    if any(pa.types.is_nested(kind) for kind in kinds):
+        raise ValueError(f"{path}: {label} and {image}.path must be numbers or texts")
+    file = _open(path, texts)
     number = 0
     for group in range(file.metadata.num_row_groups):
         found = file.metadata.row_group(group)
@@ -90,15 +101,16 @@ def rows(path: Path) -> Iterator[Labelled]:
             raise ValueError(
                 f"{path}: row group {group} (row {number}) has {size:,} bytes, too many"
             )
-        is_struct = pa.types.is_struct(schema.field(image).type)
-        wanted = [label, *([f"{image}.path"] if is_struct else [])]
         try:
-            table = file.read_row_group(group, columns=wanted, use_threads=False)
-            labels = table.column(label).to_pylist()
-            stored = table.column(image).to_pylist() if image in table.column_names else []
+            table = file.read_row_group(group, columns=wanted[: len(kinds)], use_threads=False)
+            labels = _bounded(table.column(label)).to_pylist()
+            stored = []
+            if image in table.column_names:
+                paths = pc.call_function("struct_field", [table.column(image)], _PATH)
+                stored = _bounded(paths).to_pylist()
         except ERRORS as error:
             raise ValueError(f"{path} is damaged at row {number} or after ({error})") from error
-        names = [(value or {}).get("path") or "" for value in stored] or [""] * len(labels)
+        names = [value or "" for value in stored] or [""] * len(labels)
         for row, (value, name) in enumerate(zip(labels, names, strict=True)):
             if value is None or isinstance(value, bool) or not isinstance(value, int | str):
                 raise ValueError(f"{path}: row {number} has the invalid label {value!r}")
@@ -123,11 +135,36 @@ def read(place: Row, most: int) -> bytes:
 
 @functools.lru_cache(maxsize=4)
 def _group(path: str, group: int, column: str) -> pa.ChunkedArray:
+    file = _open(Path(path))
+    found = file.metadata.row_group(group)
+    parts = (found.column(number) for number in range(found.num_columns))
+    sizes = (p.total_compressed_size for p in parts if p.path_in_schema.startswith(column))
+    most, chunks = max(SMALL, MOST_SHRUNK * sum(sizes)), []
     try:
-        table = _open(Path(path)).read_row_group(group, columns=[column], use_threads=False)
-        return table.column(column)
+        for batch in file.iter_batches(1, [group], [column], use_threads=False):
+            chunks.append(batch.column(0))
+            if (most := most - batch.nbytes) < 0:
+                raise ValueError("images repeat far more bytes than the file has")
+        return pa.chunked_array(chunks)
     except ERRORS as error:
         raise ValueError(f"{path}: row group {group} is damaged ({error})") from error
+
+
+_PATH = pc.StructFieldOptions(["path"])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _bounded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column. Raises ValueError if its texts are far larger repeated than stored once."""
+    for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+        lengths = pc.call_function("binary_length", [chunk.dictionary])
+        longest = pc.call_function("max", [lengths]).as_py() or 0
+        if longest * len(chunk) > SMALL and longest > LONGEST:
+            raise ValueError(f"a text of {longest:,} bytes in {len(chunk):,} rows")
+    return column
 
 
 def _is_bomb(group: pq.RowGroupMetaData) -> bool:
@@ -139,9 +176,10 @@ def _is_bomb(group: pq.RowGroupMetaData) -> bool:
     )
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Path, texts: Sequence[str] = ()) -> pq.ParquetFile:
+    """texts: columns that are read as dictionaries."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, read_dictionary=[*texts])
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is truncated or not a parquet file ({error})") from error
 

@@ -233,6 +233,24 @@ def test_a_hostile_parquet_file_is_refused_before_it_is_decoded(
         folders.read(tmp_path / "0.parquet")
 
 
+@pytest.mark.parametrize("of", ["label", "path", "bytes"])
+def test_a_value_that_a_small_file_repeats_is_refused(tmp_path, of):
+    rows, memory = 3000, pa.default_memory_pool()
+    big = pa.array(["a" * 1_000_000]).dictionary_encode().take(pa.array([0] * rows))
+    if of == "bytes":
+        big = pa.DictionaryArray.from_arrays(big.indices, big.dictionary.cast(pa.binary()))
+    parts = {"bytes": pa.array([PNG] * rows), "path": pa.array(["a"] * rows), of: big}
+    image = pa.StructArray.from_arrays([parts["bytes"], parts["path"]], ["bytes", "path"])
+    columns = pa.table({"image": image, "label": parts.get("label", pa.array(["a"] * rows))})
+    file = tmp_path / "0.parquet"
+    pq.write_table(columns, file, store_schema=False)
+    assert file.stat().st_size < 1_000_000
+    before = memory.max_memory()
+    with pytest.raises(ValueError, match=r"0\.parquet.*(1,000,000 bytes in 3,000|images repeat)"):
+        trees.read(folders.read(file).items[0].payload)
+    assert memory.max_memory() - before < 300_000_000
+
+
 def test_what_could_be_two_sets_is_refused(tmp_path):
     root = parquet(tmp_path / "p", samples())
     (root / "test-00001-of-00002.parquet").rename(root / "train-00001.parquet")
