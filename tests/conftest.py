@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -43,3 +44,10 @@ def users_files() -> Iterator[None]:
 
     with allow_users_files():
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test's users' methods do not move what later tests of the process, or fixtures, store."""
+    if finder := sys.modules.get("engine.recipe.finder"):
+        finder.methods_run.clear()

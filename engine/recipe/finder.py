@@ -28,12 +28,14 @@ from engine.did_you_mean import nearest
 from engine.errors import USERS_METHOD, RecipeError
 from engine.recipe import typed
 from engine.recipe.schema import MISSING
+from engine.recipe.source_code import digest_of_method
 from engine.recipe.typed import Layer, Options
 from loaders.files.durable import file_hash
 
 INTERFACE = "base"  # the module of a package that says what the package's other modules define
 OPTIONS = "options"  # the package, in a package, of modules without torch that define `Recipe`
 _allowed: ContextVar[bool] = ContextVar("users' files may run", default=False)
+methods_run: set[str] = set()  # digests of the users' method files that ran in this process
 
 
 @contextmanager
@@ -146,6 +148,8 @@ class Modules:
         if not is_users(name):
             return importlib.import_module(self.module(name))
         module = run(name)
+        if self.section == "method":
+            methods_run.add(digest_of_method(Path(name)))
         for defined in ("Recipe", self.made):
             if not hasattr(module, defined):
                 raise ValueError(f"{name} does not define {defined}; see docs/extend.md")

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from engine.machine.files import room_for
+from engine.recipe import finder
 from engine.store import made_by
 from loaders.files import locks, typed_json
 from loaders.files.durable import file_hash, short_digest, sync
@@ -38,6 +39,7 @@ KINDS = {
     *("cells", "weights", "snapshots", "predictions"),
     *("features", "fisher", "distances", EXTRAS),
 }
+APART = KINDS - {"snapshots"}  # kinds kept apart after a user's method ran; see `Store`
 MARKER, UNFINISHED = "done.json", ".unfinished"  # in an artefact's folder
 # The name of an artefact that is being written or deleted.
 TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")
@@ -118,7 +120,12 @@ def _hash_once(path: Path, modified_ns: int) -> str:
 
 
 class Store:
-    """Artefacts of all kinds below the folder `root`."""
+    """Artefacts of all kinds below the folder `root`.
+
+    A user's method file can change what any later code in its process computes. What such a process
+    makes, other than cells whose keys have the method's digest and their snapshots, gets a name
+    with the digest, so that no other process takes it. It finds what clean processes made.
+    """
 
     def __init__(self, root: Path | Root, generation: int = 0) -> None:
         """root: must not be a link itself, but its parent may be one. generation: of the recipe;
@@ -134,7 +141,7 @@ class Store:
         """
         if not (is_name(kind) and is_name(label)):
             raise DamagedFile(f"{kind}/{label!r:.200} cannot be the name of an artefact")
-        return self.root / kind / f"{label}-{short_digest({'format': FORMAT, **self._whole(key)})}"
+        return self._folder(kind, label, self._whole(kind, label, key))
 
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """Returns the finished artefact of this key, or None.
@@ -167,7 +174,8 @@ class Store:
         """
         if artifact := self.find(kind, label, key):
             return artifact
-        folder = self.place(kind, label, key)
+        key = self._whole(kind, label, key)
+        folder = self._folder(kind, label, key)
         new = self.files.below(_temporary(folder))
         new.write(UNFINISHED, b"")
         try:
@@ -185,7 +193,7 @@ class Store:
                 )
             new.remove(UNFINISHED)
             with room_for(folder / MARKER):
-                _finish(new, self._whole(key))
+                _finish(new, key)
             if not self.files.has(folder / MARKER):
                 self.files.remove(folder)
             try:
@@ -199,8 +207,16 @@ class Store:
             self.files.remove(new.path)
         return Artifact(folder)
 
-    def _whole(self, key: Mapping[str, Any]) -> dict[str, Any]:
-        return {**key, "generation": self.generation} if self.generation else {**key}
+    def _whole(self, kind: str, label: str, key: Mapping[str, Any]) -> dict[str, Any]:
+        whole = {**key, "generation": self.generation} if self.generation else {**key}
+        others = sorted(digest for digest in finder.methods_run if digest not in str(key))
+        if not others or kind not in APART:
+            return whole
+        is_clean = self.files.has(self._folder(kind, label, whole) / MARKER)
+        return whole if is_clean else {**whole, "users_methods": others}
+
+    def _folder(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
+        return self.root / kind / f"{label}-{short_digest({'format': FORMAT, **key})}"
 
     def artifacts(
         self, kinds: Collection[str] = KINDS, label: str = ""

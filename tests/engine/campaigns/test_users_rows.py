@@ -59,6 +59,42 @@ def test_a_users_row_changes_no_other(folder, finished, forked, tmp_path):
     assert before == {name: after.get(name) for name in before}
 
 
+TRAINED = """
+import torch
+from engine.methods import base
+from engine.methods.fine_tune import Recipe
+
+torch.nn.modules.module.register_module_forward_hook(
+    lambda module, given, made: made * 1.02 if isinstance(made, torch.Tensor) else None
+)
+
+class Method(base.Trained):
+    def prepare(self, net, context):
+        super().prepare(net, context)
+        context.fisher(0, "model")
+"""
+
+
+def test_nothing_that_a_users_training_makes_is_taken_by_others(folder, finished, tmp_path):
+    """Head, Fisher and cells, with a hook in torch since the file's import."""
+    (tmp_path / "mine.py").write_text(TRAINED)
+    (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
+    words = ("train", f"{folder}/shapes.yaml", f"method={tmp_path}/mine.yaml", "downstream=few")
+    command = [sys.executable, "-P", "-m", "engine.cli", *words, f"runs={tmp_path}/runs"]
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made, others = artifacts(tmp_path / "runs"), artifacts(finished)
+    assert {"cells", "fisher"} <= {name.partition("/")[0] for name in made}
+    # The backbone's weights are random numbers or a file's, which no layer computes.
+    assert {name for name in made & others if not name.startswith("weights/")} == set()
+
+
+def artifacts(runs: Path) -> set[str]:
+    """The names of all artefacts."""
+    store = runs / "store"
+    return {path.parent.relative_to(store).as_posix() for path in store.glob("*/*/done.json")}
+
+
 def files(runs: Path) -> dict[str, bytes]:
     """The weights and predictions of the column `few`, by path."""
     found = [*runs.glob("store/cells/*-few-*/*"), *runs.glob("store/predictions/*-few-on-*/*")]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.machine import files
+from engine.recipe import finder
 from engine.store import artifacts, pending, tensors
 from engine.store.artifacts import MARKER, UNFINISHED, Store
 from helpers.damage import cut, full_disk
@@ -43,6 +44,22 @@ def test_made_once_and_found_again(tmp_path):
     assert store.find("cells", "ft", KEY | {"seed": 1}) is None
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == [artifact.name]
     assert artifact.checked("note.txt") == artifact.file("note.txt")
+
+
+def test_what_a_process_makes_after_a_users_method_is_found_by_none_without_it(
+    tmp_path, monkeypatch
+):
+    store, mine = Store(tmp_path), KEY | {"method": {"source": "5eed"}}
+    clean = store.make("cells", "ft", KEY, fill)
+    monkeypatch.setattr(finder, "methods_run", {"5eed"})
+    assert store.make("cells", "ft", KEY, pytest.fail) == clean
+    fisher, cell = (
+        store.make(kind, "x", key, fill) for kind, key in (("fisher", KEY), ("cells", mine))
+    )
+    assert store.find("fisher", "x", KEY) == fisher
+    assert {artifact for artifact, _ in store.artifacts()} == {clean, fisher, cell}
+    monkeypatch.setattr(finder, "methods_run", set())
+    assert store.find("fisher", "x", KEY) is None and store.find("cells", "x", mine) == cell
 
 
 def test_a_marker_with_key_and_checksums_is_written_after_all_is_synced(tmp_path, monkeypatch):
