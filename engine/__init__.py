@@ -63,14 +63,17 @@ def train(name: str, *settings: Settings) -> Cell:
     the loss or a weight is not finite.
     """
     from engine.cells.build import Builder
+    from engine.cells.clean import make_shared
     from engine.cells.plan_cell import plan_cell
     from engine.machine import ranks
     from engine.recipe.finder import allow_users_files
     from engine.recipe.overrides import parsed
 
+    planned = plan_cell(name, parsed(settings))
+    device = ranks.start(planned.recipe.device)
+    make_shared(planned, device)
     with allow_users_files():
-        cell = plan_cell(name, parsed(settings))
-        builder = Builder(cell, ranks.start(cell.recipe.device))
+        builder = Builder(plan_cell(name, parsed(settings)), device)
         with builder.store.in_use():
             return builder.build()
 

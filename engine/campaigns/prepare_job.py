@@ -14,6 +14,7 @@ from engine.campaigns.column_job import builders, is_judged_seen, models_part
 from engine.campaigns.parts import Preparation, write_part
 from engine.campaigns.plan import PREPARE, Plan
 from engine.cells.build import Builder
+from engine.cells.clean import encode_apart
 from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
 from engine.evaluation import features, passes
@@ -42,6 +43,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         job_states.advance(plan.place, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, run.recipe.model.name)
+    encode_apart(run.plan, dict.fromkeys([*names, *run.recipe.dataset.probe_sets, *plan.needed]))
     base, held = {run.base.name: 1.0}, Bank(run)
     for each in bases.values():
         assert each.base

@@ -14,7 +14,7 @@ from engine.data.kinds import kind_of
 from engine.did_you_mean import nearest
 from engine.machine.files import cache_folder
 from engine.recipe import kinds, preprocessing
-from engine.recipe.finder import allow_users_files
+from engine.recipe.finder import allow_users_files, is_users
 from engine.recipe.resolve import recipe_of_sections
 from engine.recipe.schema import Recipe
 from loaders.adopt import adopt
@@ -49,7 +49,12 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
     known, missing, faults = sources.read(), [], []
     if arguments.images and not arguments.images.is_dir():
         raise ValueError(f"--images {arguments.images} is not a folder")
-    for name in resolved.base_sets:
+
+    def is_of_users(name: str) -> bool:
+        return is_users(kinds.of_set(resolved.dataset, name).kind)
+
+    # Users' kinds come last, because their files may change what encodes the others.
+    for name in sorted(resolved.base_sets, key=is_of_users):
         place = arguments.images and sources.locate(arguments.images, name, known.get(name))
         if arguments.images and place is None:
             missing.append(name)

@@ -59,44 +59,49 @@ def test_a_users_row_changes_no_other(folder, finished, forked, tmp_path):
     assert before == {name: after.get(name) for name in before}
 
 
-TRAINED = """
-import torch
-from engine.methods import base
-from engine.methods.fine_tune import Recipe
-
-torch.nn.modules.module.register_module_forward_hook(
-    lambda module, given, made: made * 1.02 if isinstance(made, torch.Tensor) else None
-)
-
-class Method(base.Trained):
-    def prepare(self, net, context):
-        super().prepare(net, context)
-        context.fisher(0, "model")
-"""
-
-
-def test_nothing_that_a_users_training_makes_is_taken_by_others(folder, finished, tmp_path):
-    """Head, Fisher and cells, with a hook in torch since the file's import."""
-    (tmp_path / "mine.py").write_text(TRAINED)
-    (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
-    words = ("train", f"{folder}/shapes.yaml", f"method={tmp_path}/mine.yaml", "downstream=few")
-    command = [sys.executable, "-P", "-m", "engine.cli", *words, f"runs={tmp_path}/runs"]
-    done = run(command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    made, others = artifacts(tmp_path / "runs"), artifacts(finished)
-    assert {"cells", "fisher"} <= {name.partition("/")[0] for name in made}
-    # The backbone's weights are random numbers or a file's, which no layer computes.
-    assert {name for name in made & others if not name.startswith("weights/")} == set()
-
-
-def artifacts(runs: Path) -> set[str]:
-    """The names of all artefacts."""
-    store = runs / "store"
-    return {path.parent.relative_to(store).as_posix() for path in store.glob("*/*/done.json")}
-
-
 def files(runs: Path) -> dict[str, bytes]:
     """The weights and predictions of the column `few`, by path."""
     found = [*runs.glob("store/cells/*-few-*/*"), *runs.glob("store/predictions/*-few-on-*/*")]
     kept = [path for path in found if path.suffix in (".safetensors", ".parquet")]
     return {path.relative_to(runs).as_posix(): path.read_bytes() for path in kept}
+
+
+AT_ONCE = """
+import torch
+from engine.methods import base
+from engine.methods.fine_tune import Recipe
+
+def change(module, inputs, made):
+    return made * 1.02 if isinstance(made, torch.Tensor) else made
+
+torch.nn.modules.module.register_module_forward_hook(change)
+
+class Method(base.Trained):
+    def prepare(self, net, context):
+        context.fisher(0, "model")
+        super().prepare(net, context)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_users_method_trains_beside_keeps_no_trace_of_it(folder, forked, tmp_path):
+    """`rib train` of a method whose file changes torch as it is imported, and which asks for the
+    Fisher first: the pretrained head, its predictions and EWC are those of a clean folder."""
+    (tmp_path / "mine.py").write_text(AT_ONCE)
+    (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
+    of_campaign = campaigns.GRID.format(folder=folder).partition("methods:")[0]
+    for method, file in (("mine", "mine.yaml"), ("ewc", "ewc")):
+        (tmp_path / f"train_{method}.yaml").write_text(f"{of_campaign}method: {file}\n")
+    stored = []
+    for name in ("clean", "after"):
+        runs = tmp_path / name
+        for method in ("mine", "ewc") if name == "after" else ("ewc",):
+            recipe = f"{tmp_path}/train_{method}.yaml"
+            words = ("train", recipe, f"runs={runs}", "downstream=few")
+            done = run([sys.executable, "-m", "engine.cli", *words], **forked)
+            assert done.returncode == 0, done.stderr[-3000:]
+        files = [*runs.glob("store/*/*/*.safetensors"), *runs.glob("store/predictions/*/*.parquet")]
+        stored.append({path.relative_to(runs).as_posix(): path.read_bytes() for path in files})
+    clean, after = stored
+    assert any("fisher" in name for name in clean) and any("ewc-few" in name for name in clean)
+    assert clean == {name: after.get(name) for name in clean}

@@ -1,6 +1,7 @@
 """A dataset has a recipe of its own: another kind, root, options, columns and a published split."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from engine import cli
 from engine.campaigns.make_plan import make_plan
 from engine.cells.build import Builder
+from engine.cells.cell_plan import CellPlan
+from engine.cells.clean import encode_apart
 from engine.cells.plan_cell import plan_cell
 from engine.cost import work
 from engine.data import masks, packs
@@ -347,6 +350,22 @@ class Kind(base.Kind):
     def listing(self, cache, source=None, *, partial=False):
         return folders.read(Path(self.dataset.root) / self.dataset.place)
 """
+
+
+def test_a_users_kind_is_read_by_a_process_of_its_own(mixed, tmp_path):
+    """So what the file changes reaches neither the head nor the features that come after."""
+    (tmp_path / "apart.py").write_text(USERS, encoding="utf-8")
+    text = BENCHMARK[: BENCHMARK.index("own:")] + "own: {tinted: {kind: apart.py}}\n"
+    (tmp_path / "mixed.yaml").write_text(text, encoding="utf-8")
+    cell = CellPlan(benchmark(tmp_path))
+    encode_apart(cell, ["few", "tinted"])
+    assert (tmp_path / "apart.ran").exists()
+    assert not any(name.endswith("_apart") for name in sys.modules), "it ran elsewhere"
+    assert packs.is_encoded(cell.recipe, "tinted") and not packs.is_encoded(cell.recipe, "few")
+    assert len(Sets(cell.recipe, CPU, tmp_path)["tinted"].pack) == 35
+    (tmp_path / "apart.py").write_text(f"{USERS}raise OSError('no network')\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tinted was not encoded: .*apart\.py ended with code 2"):
+        encode_apart(cell, ["tinted"])
 
 
 def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):

@@ -1,0 +1,85 @@
+"""Make what cells share before a user's file runs, or apart from it.
+
+A user's file may change Python and torch, such as by a hook on every module. What the engine stores
+under names that do not depend on the file is therefore made by processes that did not run it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import torch
+
+from engine.cells.build import Builder
+from engine.cells.cell_plan import CellPlan, cell_of_plain
+from engine.data import packs
+from engine.data.sets import Sets
+from engine.evaluation import passes
+from engine.machine import entry, ranks
+from engine.machine.files import cache_folder
+from engine.recipe import kinds
+from engine.recipe.finder import allow_users_files, is_users
+from engine.recipe.schema import Recipe
+
+
+def make_shared(cell: CellPlan, device: torch.device, *, evaluates: bool = False) -> None:
+    """Make what a cell shares with others, if its method is a user's: packs and the pretrained
+    model, and its predictions on the evaluated datasets. To be called before the method's file
+    runs.
+
+    evaluates: whether predictions are made. Raises ValueError as `encode_apart`.
+    """
+    encode_apart(cell, [*cell.recipe.base_sets, *cell.recipe.trained_sets])
+    if not cell.runs_users:
+        return
+    builder = Builder(cell, device)
+    with builder.store.in_use():
+        base = {builder.base.name: 1.0}
+        for name in cell.recipe.dataset.evaluated_sets if evaluates else ():
+            passes.evaluate(builder, [base], [name], cell.recipe.split_of(name))
+
+
+def encode_apart(cell: CellPlan, names: Iterable[str]) -> None:
+    """Encode the datasets of users' kinds, each in a process of its own; the first rank does.
+
+    Raises ValueError if a process fails, which has then said why.
+    """
+
+    def encode() -> None:
+        for name in dict.fromkeys(names):
+            kind = kinds.of_set(cell.recipe.dataset, name).kind
+            if is_users(kind) and not all(packs.is_encoded(each, name) for each in _sizes(cell)):
+                command = [sys.executable, "-P", "-m", __name__, name]
+                plain = json.dumps(dataclasses.asdict(cell))
+                if code := subprocess.run(command, input=plain, text=True, check=False).returncode:
+                    raise ValueError(
+                        f"{name} was not encoded: the process that ran {kind} ended with code "
+                        f"{code}; its last lines say why"
+                    )
+
+    ranks.first(encode)
+
+
+def _sizes(cell: CellPlan) -> list[Recipe]:
+    """Recipes whose packs have the images of evaluation, and larger ones where training crops."""
+    recipe = cell.recipe
+    return [recipe, packs.to_train_on(recipe)] if recipe.train.crops else [recipe]
+
+
+def _encode(name: str) -> None:
+    cell = cell_of_plain(json.load(sys.stdin))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for recipe in _sizes(cell):
+        sets = Sets(recipe, torch.device("cpu"), cache_folder())
+        sets.classes  # noqa: B018  # another dataset may define them, and comes first
+        with allow_users_files():
+            sets[name]
+
+
+if __name__ == "__main__":
+    sys.exit(entry.guarded(lambda: _encode(*sys.argv[1:])))
