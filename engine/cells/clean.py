@@ -56,7 +56,9 @@ def encode_apart(cell: CellPlan, names: Iterable[str]) -> None:
             if is_users(kind) and not all(packs.is_encoded(each, name) for each in _sizes(cell)):
                 command = [sys.executable, "-P", "-m", __name__, name]
                 plain = json.dumps(dataclasses.asdict(cell))
-                if code := subprocess.run(command, input=plain, text=True, check=False).returncode:
+                if code := subprocess.run(
+                    command, input=plain, encoding="utf-8", check=False
+                ).returncode:
                     raise ValueError(
                         f"{name} was not encoded: the process that ran {kind} ended with code "
                         f"{code}; its last lines say why"
