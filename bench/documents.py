@@ -61,12 +61,6 @@ def table(results: Results) -> str:
     return f"```\n{terminal.table(results)}\n```\n\n{_wrapped(_run(results))}"
 
 
-def mri(results: Results) -> str:
-    """mRI of each method with its interval, highest first."""
-    data = results.ranked()[["method", "mRI_pts", "mRI_low", "mRI_high"]]
-    return f"{_markdown(data)}\n\n{_wrapped(_run(results))}"
-
-
 def compared(results: Results) -> str:
     """How far each row is below the one with the highest mRI, with Holm's p."""
     best, pairs = _pairs(results)
@@ -121,7 +115,6 @@ def finding(key: str = "", name: str = "") -> Callable[[Results], str]:
 
 EXPERIMENTS = "docs/experiments.md"
 BLOCKS = (
-    Block("README.md", "emoji", "mri", mri),
     Block("docs/demo.md", "emoji", "table", table),
     Block("docs/demo.md", "emoji", "compared", compared),
     Block("docs/demo.md", "emoji", "slides", slides),

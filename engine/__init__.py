@@ -63,17 +63,17 @@ def train(name: str, *settings: Settings) -> Cell:
     the loss or a weight is not finite.
     """
     from engine.cells.build import Builder
-    from engine.cells.clean import make_shared
     from engine.cells.plan_cell import plan_cell
+    from engine.cells.users_kinds import encode_apart
     from engine.machine import ranks
     from engine.recipe.finder import allow_users_files
     from engine.recipe.overrides import parsed
 
-    planned = plan_cell(name, parsed(settings))
-    device = ranks.start(planned.recipe.device)
-    make_shared(planned, device)
     with allow_users_files():
-        builder = Builder(plan_cell(name, parsed(settings)), device)
+        cell = plan_cell(name, parsed(settings))
+        device = ranks.start(cell.recipe.device)
+        encode_apart(cell, [*cell.recipe.base_sets, *cell.recipe.trained_sets])
+        builder = Builder(cell, device)
         with builder.store.in_use():
             return builder.build()
 

@@ -14,7 +14,7 @@ from engine.campaigns.column_job import builders, is_judged_seen, models_part
 from engine.campaigns.parts import Preparation, write_part
 from engine.campaigns.plan import PREPARE, Plan
 from engine.cells.build import Builder
-from engine.cells.clean import encode_apart
+from engine.cells.users_kinds import encode_apart
 from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
 from engine.evaluation import features, passes

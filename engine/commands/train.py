@@ -45,18 +45,18 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
         print(plan_cell(name, overrides).dump(), end="")
         return
     # Find most mistakes before the imports, which take seconds.
-    planned = plan_cell(name, overrides)
+    plan_cell(name, overrides)
     announce(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.cells.build import Builder
-    from engine.cells.clean import make_shared
+    from engine.cells.users_kinds import encode_apart
     from engine.commands import outcome
     from engine.machine import ranks
 
-    device = ranks.start(planned.recipe.device)
-    make_shared(planned, device, evaluates=True)
     with allow_users_files():
         cell = plan_cell(name, overrides)
+        device = ranks.start(cell.recipe.device)
+        encode_apart(cell, [*cell.recipe.base_sets, *cell.recipe.trained_sets])
         for builder in Builder(cell, device).seeded():
             with builder.store.in_use():
                 trained = builder.build()

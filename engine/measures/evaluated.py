@@ -83,7 +83,9 @@ def _of_set(
                 scaled = temperatures.get((row.arm, row.downstream, row.seed))
                 after = bank.add(row.path, row.model, scaled)
                 before = pre.get((row.model, row.downstream))
-                if before is None and (not is_on or bank.images.equals(of_set.images)):
+                # Without an upstream dataset, models may all be trained on a dataset.
+                has_others = of_set.first is not None
+                if before is None and has_others and bank.images.equals(of_set.images):
                     before = pre.get((row.model, ""))
                 cases = scores.of_images(after, before)
                 of_sources = np.stack([bank.by_source(case) for case in cases.values()], axis=1)

@@ -226,6 +226,21 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
 
 
 @pytest.mark.slow
+def test_without_upstream_a_dataset_may_be_in_every_column(images, grid, tmp_path):
+    """Then no model is evaluated on it that was not trained on it."""
+    campaigns.describe(tmp_path, images)
+    report = campaigns.run(
+        tmp_path,
+        "dataset.upstream=null",
+        f"dataset.sets=[{','.join(FOUR)}]",
+        "downstreams=[tinted+few,tinted+plain]",
+        "methods=[linear_probe]",
+        "evaluate.split=all",
+    )
+    table = pandas.read_csv(report / "accuracy.csv").query("evaluated_on == 'tinted'")
+    assert set(table["downstream"]) == {"tinted+few", "tinted+plain"} and len(table) == 4
+
+
 def test_without_upstream_each_column_has_a_head_of_its_own_and_leaves_a_dataset_out_whole(
     images, grid, tmp_path, capsys
 ):

@@ -11,8 +11,8 @@ from engine import cli
 from engine.campaigns.make_plan import make_plan
 from engine.cells.build import Builder
 from engine.cells.cell_plan import CellPlan
-from engine.cells.clean import encode_apart
 from engine.cells.plan_cell import plan_cell
+from engine.cells.users_kinds import encode_apart
 from engine.cost import work
 from engine.data import masks, packs
 from engine.data.kinds import kind_of

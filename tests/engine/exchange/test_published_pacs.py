@@ -1,14 +1,28 @@
 """The published grid of PACS passes its audit, and one changed digit fails it."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from pandas import read_csv
 
 from engine.exchange.audit import audit
 from loaders.files.durable import file_hash
 
-PUBLISHED = Path(__file__).parents[3] / "docs" / "pacs"
+ROOT = Path(__file__).parents[3]
+PUBLISHED = ROOT / "docs" / "pacs"
+
+
+def test_the_first_page_has_the_numbers_of_the_published_grid():
+    shown = re.findall(
+        r"^\| [^|]+ \| (\S+) \[(\S+), (\S+)\] \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    rows = read_csv(PUBLISHED / "report" / "mri.csv").query("headline and method != 'pre'")
+    numbers = rows.sort_values("mri", ascending=False)[["mri", "mri_low", "mri_high"]].to_numpy()
+    assert [tuple(row) for row in shown] == [
+        tuple(f"{value:+.1f}".replace("-", "−") for value in row) for row in numbers
+    ]
 
 
 @pytest.mark.slow

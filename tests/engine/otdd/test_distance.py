@@ -2,6 +2,7 @@
 distances say about forgetting."""
 
 import csv
+import dataclasses
 import itertools
 import math
 import threading
@@ -331,8 +332,9 @@ def test_a_relation_of_few_sets_says_how_little_it_proves(drops, heading, result
     data = pandas.DataFrame({"set": [*"abcde"][: len(drops)], "distance": distances})
     monkeypatch.setattr(section, "_points", lambda *_: data.assign(drop_pts=drops))
     apart = Matrix(("a", "c", "up"), *np.zeros((3, 3, 3)), 1.0)
-    monkeypatch.setattr(type(results.record), "matrix", lambda _: apart)
-    assert heading in section.section(results).heading
+    monkeypatch.setattr(Matrix, "of", lambda stored: stored)
+    record = dataclasses.replace(results.record, distances=apart)
+    assert heading in section.section(dataclasses.replace(results, record=record)).heading
 
 
 def test_points_pair_the_drop_upstream_with_the_distance(results):

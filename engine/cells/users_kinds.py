@@ -1,7 +1,8 @@
-"""Make what cells share before a user's file runs, or apart from it.
+"""Encode the datasets of users' kinds, each in a process of its own.
 
-A user's file may change Python and torch, such as by a hook on every module. What the engine stores
-under names that do not depend on the file is therefore made by processes that did not run it.
+A kind's file may change Python and torch, such as by a hook on every module, and the process that
+ran it would go on to fit the head. What a method's file may change, the store keeps apart
+(`Store`).
 """
 
 from __future__ import annotations
@@ -15,33 +16,14 @@ from collections.abc import Iterable
 
 import torch
 
-from engine.cells.build import Builder
 from engine.cells.cell_plan import CellPlan, cell_of_plain
 from engine.data import packs
 from engine.data.sets import Sets
-from engine.evaluation import passes
 from engine.machine import entry, ranks
 from engine.machine.files import cache_folder
 from engine.recipe import kinds
 from engine.recipe.finder import allow_users_files, is_users
 from engine.recipe.schema import Recipe
-
-
-def make_shared(cell: CellPlan, device: torch.device, *, evaluates: bool = False) -> None:
-    """Make what a cell shares with others, if its method is a user's: packs and the pretrained
-    model, and its predictions on the evaluated datasets. To be called before the method's file
-    runs.
-
-    evaluates: whether predictions are made. Raises ValueError as `encode_apart`.
-    """
-    encode_apart(cell, [*cell.recipe.base_sets, *cell.recipe.trained_sets])
-    if not cell.runs_users:
-        return
-    builder = Builder(cell, device)
-    with builder.store.in_use():
-        base = {builder.base.name: 1.0}
-        for name in cell.recipe.dataset.evaluated_sets if evaluates else ():
-            passes.evaluate(builder, [base], [name], cell.recipe.split_of(name))
 
 
 def encode_apart(cell: CellPlan, names: Iterable[str]) -> None:
