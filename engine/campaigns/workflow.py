@@ -73,7 +73,7 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
         # Jobs inherit Snakemake's environment.
         environment = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
         try:
-            _watch(words, plans, where, environment)
+            run_snakemake(words, plans, where, environment)
         except CampaignError:
             # A report that lacks an artefact marks all jobs as not done: now they make it.
             lacking = [
@@ -87,7 +87,7 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
                 name = plan.place.campaign.name
                 print(f"note: artefacts of {name} are missing; its jobs make them", file=sys.stderr)
                 job_states.begin(plan)
-            _watch(words, plans, where, environment)
+            run_snakemake(words, plans, where, environment)
 
 
 def _begin(plan: Plan, where: Site) -> dict[str, Part]:
@@ -193,9 +193,13 @@ def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
         print(f"a column trains {', '.join(plan.methods)}")
 
 
-def _watch(
+def run_snakemake(
     words: Sequence[str], plans: Sequence[Plan], where: Site, environment: Mapping[str, str]
 ) -> None:
+    """Run the command line `words`, show the jobs' progress, and record how jobs ended.
+
+    Raises CampaignError, with the reason for each job that failed, unless all reports are written.
+    """
     log_path = plans[0].place.path / LOG
     with (
         plans[0].place.root.open(LOG, "ab") as log,

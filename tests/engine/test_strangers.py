@@ -160,7 +160,7 @@ def test_snakemake_and_shells_get_no_name_of_a_set(folder, tmp_path, monkeypatch
     strange = "$(touch X); `id` 'a' \"b\" é"
     plan = dataclasses.replace(plan, columns=(Column(strange), Column("few")))
     seen: list[list[str]] = []
-    monkeypatch.setattr(workflow, "_watch", lambda words, *_: seen.append(list(words)))
+    monkeypatch.setattr(workflow, "run_snakemake", lambda words, *_: seen.append(list(words)))
     workflow.run([plan], RunOptions(cores=1))
     (words,) = seen
     assert words[words.index("--workflow-profile") + 1] == "none"

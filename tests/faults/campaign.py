@@ -113,13 +113,13 @@ def jobs_in_this_process(patch: pytest.MonkeyPatch) -> None:
     """
     patch.setattr(page.vl_convert, "javascript_bundle", lambda source: "")
     campaigns.in_this_process(patch)
-    watch = workflow._watch
+    run_jobs = workflow.run_snakemake
 
     def starting(*words: object) -> None:
         ranks.start("cpu")
-        watch(*words)
+        run_jobs(*words)
 
-    patch.setattr(workflow, "_watch", starting)
+    patch.setattr(workflow, "run_snakemake", starting)
 
 
 def warm_up() -> None:

@@ -105,7 +105,7 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
     """
     ran: list[str] = []
 
-    def watch(words: object, plans: Sequence[Plan], *_: object) -> None:
+    def run_snakemake(words: object, plans: Sequence[Plan], *_: object) -> None:
         for planned in plans:
             plan, before = read_plan(planned.place), len(ran)
             done = plan.place.path / job_states.DONE
@@ -119,7 +119,7 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
                     done.mkdir(parents=True, exist_ok=True)
                     (done / name).touch()
 
-    patch.setattr(workflow, "_watch", watch)
+    patch.setattr(workflow, "run_snakemake", run_snakemake)
     return ran
 
 

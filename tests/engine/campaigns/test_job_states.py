@@ -27,11 +27,12 @@ from engine.campaigns.events import (
     recorded,
 )
 from engine.campaigns.job_states import FAILED, FINISHED, RUNNING, WAITING, JobState, read_job
-from engine.campaigns.plan import REPORT, Column
+from engine.campaigns.plan import REPORT, Column, Plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import slurm
+from engine.campaigns.sites import Site
 from engine.commands import job
-from engine.errors import DivergedError, FirstRankError
+from engine.errors import CampaignError, DivergedError, FirstRankError
 from engine.machine.files import write_atomic
 from engine.report import exports, finish
 from engine.report.section import Section, Table
@@ -227,10 +228,23 @@ def test_an_exit_code_is_told(code, how, folder, tmp_path):
     assert read_job(plan.place, JOB).attempts[0].failure.startswith(how)
 
 
+def stopped(plan: Plan, log: str = "", scheduler: slurm.Scheduler | None = None) -> str:
+    """What a campaign says whose workflow fails once its jobs have ended. log: Snakemake's."""
+    words, where = ["/bin/sh", "-c", 'echo "$0"; exit 1', log], Site("cpu", (), 1, scheduler)
+    with pytest.raises(CampaignError) as error:
+        workflow.run_snakemake(words, [plan], where, {"PATH": "/usr/bin:/bin"})
+    return str(error.value)
+
+
+def of_slurm(patch: pytest.MonkeyPatch) -> slurm.Scheduler:
+    """The scheduler of a Slurm that is not there, so that no job is cancelled."""
+    patch.setattr(slurm.Scheduler, "cancel", lambda *_: None)
+    return object.__new__(slurm.Scheduler)
+
+
 def test_slurms_state_of_a_killed_job_is_told(folder, tmp_path, monkeypatch):
     """Its own words, and where it has no accounting what the job's output says of memory."""
     plan, output = campaigns.planned(folder, f"runs={tmp_path}"), tmp_path / "4.log"
-    toy = object.__new__(slurm.Scheduler)
     begun = Begun(node="here", process=1, scheduler="slurm", queued_as="17")
     for status, text, end, reason in (
         ("TIMEOUT", "", Ended(code=137), "was ended by Slurm: TIMEOUT (give more hours by --time)"),
@@ -244,17 +258,18 @@ def test_slurms_state_of_a_killed_job_is_told(folder, tmp_path, monkeypatch):
         job = f"JobId=17 JobName=x\n   JobState={status} Reason=x\n   StdOut={output}\n"
         monkeypatch.setattr(slurm, "answer", lambda *_, job=job: job)
         state(plan.place, Queued(), begun, end)
-        workflow._record_ends(plan, plan.place.plans, toy, "")
+        stopped(plan, scheduler=of_slurm(monkeypatch))
         assert read_job(plan.place, JOB).failure.how.startswith(reason)
 
 
-def test_only_the_end_of_a_jobs_output_is_read(tmp_path):
+def test_only_the_end_of_a_jobs_output_is_read(tmp_path, monkeypatch):
     output = tmp_path / "4.log"
     with output.open("wb") as file:
         file.seek(2**40)  # bytes that no disk holds
         file.write(b"slurmstepd: error: Detected 1 oom_kill event\n")
     job = f"JobId=17\n   JobState=FAILED Reason=x\n   StdOut={output}\n"
-    assert slurm._with_memory(job) == "OUT_OF_MEMORY"
+    monkeypatch.setattr(slurm, "answer", lambda *_: job)
+    assert slurm.Scheduler.end_of("17").startswith("OUT_OF_MEMORY")
 
 
 def test_a_job_that_slurm_cancelled_before_it_began_is_told(folder, tmp_path, monkeypatch):
@@ -268,15 +283,15 @@ def test_a_job_that_slurm_cancelled_before_it_began_is_told(folder, tmp_path, mo
     (plan.place.path / "logs").mkdir()
     (plan.place.path / "logs" / f"{JOB}.log").write_text("of an earlier run")
     job_states.begin(plan)
-    workflow._record_ends(plan, plan.place.plans, object.__new__(slurm.Scheduler), log)
-    ((_, text),) = job_states.failures(plan)
-    assert text == f"{JOB} was ended by Slurm: CANCELLED (somebody, or the cluster, cancelled it)"
+    shown = stopped(plan, log, scheduler=of_slurm(monkeypatch))
+    how = "was ended by Slurm: CANCELLED (somebody, or the cluster, cancelled it)"
+    assert f"{JOB} {how}\n" in shown
 
 
 def test_jobs_that_were_killed_are_failed_once_nothing_is_at_work(folder, tmp_path):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
     state(plan.place, BEGUN)
-    workflow._record_ends(plan, plan.place.plans, None, "")
+    assert f"{JOB} was killed\n  alone: " in stopped(plan)
     assert [*job_states.failures(plan)] == [(JOB, f"{JOB} was killed")]
     assert read_job(plan.place, "prepare").state == WAITING
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,14 +48,14 @@ def test_a_file_that_changes_while_jobs_wait_changes_no_campaign(
         cells = (runs / "store" / "cells").glob("fine_tune-few-*/recipe.yaml")
         return {line for c in cells for line in c.read_text().splitlines() if "  lr:" in line}
 
-    watch, before = workflow._watch, rates()
+    run_jobs, before = workflow.run_snakemake, rates()
 
-    def edited(*words: object) -> None:
+    def edited(*given: Any) -> None:
         mine(folder, 0.5)
-        watch(*words)
+        run_jobs(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "_watch", edited)
+        patch.setattr(workflow, "run_snakemake", edited)
         _, first = run(0.02)
     table = (runs / "mine/report/table.txt").read_text()
     assert rates() == before and len(before) == 1

@@ -1,6 +1,5 @@
 """A second scheduler is one class: whatever asks Slurm asks it instead."""
 
-import itertools
 import os
 import re
 from typing import ClassVar
@@ -11,12 +10,13 @@ from engine import cli
 from engine.campaigns import job_states, sites, workflow
 from engine.campaigns.events import Begun, append_event
 from engine.campaigns.job_states import FAILED, RUNNING, WAITING
+from engine.campaigns.plan import Plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.cost import flops
 from engine.errors import CampaignError
 from helpers.campaigns import plan_of
 
-JOB = "column-few"
+JOB, FAILS = "column-few", "exit 1"
 
 
 class Toy(Scheduler):
@@ -77,32 +77,44 @@ def begun(number: str) -> Begun:
     return Begun(node="node1", process=1, scheduler="toy", queued_as=number)
 
 
+def run(script: str, *plans: Plan) -> None:
+    """Campaigns of the toy, whose workflow is a line for a shell in place of Snakemake."""
+    plans[0].place.path.mkdir(parents=True, exist_ok=True)
+    where = sites.of(RunOptions("toy"), plans)
+    workflow.run_snakemake(["/bin/sh", "-c", script], plans, where, {"PATH": "/usr/bin:/bin"})
+
+
 def test_it_says_how_a_job_ended_that_left_no_word(plan):
     for number, how in (
         ("7", "was ended by Toy: EVICTED (ask for less)"),
         ("8", "was ended by Toy: it gives no reason"),
     ):
         append_event(plan.place, JOB, begun(number))
-        workflow._record_ends(plan, plan.place.plans, Toy(RunOptions()), "")
+        with pytest.raises(CampaignError, match=re.escape(f"{JOB} {how}")):
+            run(FAILS, plan)
         assert job_states.read_job(plan.place, JOB).failure == (how, "")
 
 
-def test_a_job_that_it_forgot_or_put_back_is_not_at_work(plan, monkeypatch):
+def test_a_job_that_it_forgot_or_put_back_is_not_at_work(plan, tmp_path, monkeypatch, capfd):
     """A forgotten job was waited for in silence, and counted as running."""
-    toy, clock = Toy(RunOptions()), itertools.count(0, 20)
-    monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
-    append_event(plan.place, JOB, begun("8"))
-    ask = workflow._asked(toy, os.getpid(), [job_states.JobReader(plan)])
-    state = lambda: job_states.read_job(plan.place, JOB).state  # noqa: E731
-    toy.queue_states = {"8": "RUNNING"}
-    assert ask() == "" and state() == RUNNING
-    toy.queue_states = {"8": "PENDING"}
-    assert ask() == "" and state() == WAITING
-    append_event(plan.place, JOB, begun("8"))
-    toy.queue_states = {}
-    lost = "column-few was ended by Toy: it no longer knows its job 8"
-    assert ask().startswith(lost) and state() == FAILED
-    assert ask() == "", "once"
+    end, states = tmp_path / "end", []
+    queue = iter([{"8": "RUNNING"}, {"8": "PENDING"}, {"8": "RUNNING"}, {}, {}])
+
+    def answer(_: Toy) -> dict[str, str]:
+        states.append(job_states.read_job(plan.place, JOB).state)
+        if states[-1] == WAITING:  # at first, and where the queue has it again
+            append_event(plan.place, JOB, begun("8"))
+        end.touch() if states[-2:] == [FAILED, FAILED] else None
+        return next(queue, {})
+
+    monkeypatch.setattr(Toy, "states", answer)
+    monkeypatch.setattr(workflow, "PING_S", 0)
+    monkeypatch.setattr(workflow, "POLL_S", 0.01)
+    with pytest.raises(CampaignError, match="was ended by Toy: it no longer knows its job 8"):
+        run(f"until test -e {end}; do sleep 0.1; done; exit 1", plan)
+    assert states[:6] == [WAITING, RUNNING, WAITING, RUNNING, FAILED, FAILED]
+    lost = "column-few was ended by Toy: it no longer knows its job 8; it runs again"
+    assert capfd.readouterr().err.count(lost) == 1
 
 
 def test_its_words_in_the_log_are_read_for_each_of_several_models(plan, folder, tmp_path):
@@ -110,15 +122,11 @@ def test_its_words_in_the_log_are_read_for_each_of_several_models(plan, folder, 
     append_event(plan.place, JOB, begun("7"))
     other.place.path.mkdir(parents=True)
     marker = os.path.relpath(other.place.path / "done" / JOB, plan.place.plans)
-    words = ["/bin/sh", "-c", f"echo toy: {marker} was CANCELLED; exit 1"]
     with pytest.raises(CampaignError, match="was ended by Toy: CANCELLED"):
-        workflow._watch(words, [plan, other], sites.of(RunOptions("toy"), [plan]), {})
+        run(f"echo toy: {marker} was CANCELLED; exit 1", plan, other)
 
 
 def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):
-    where = sites.of(RunOptions("toy"), [plan])
-    words = ["/bin/sh", "-c", "echo toy: closed; exit 1"]
-    plan.place.path.mkdir(parents=True)
     with pytest.raises(CampaignError, match="Toy took no job: closed"):
-        workflow._watch(words, [plan], where, {})
+        run("echo toy: closed; exit 1", plan)
     assert Toy.cancelled == [plan.place.name]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import shutil
 import subprocess
@@ -249,14 +248,19 @@ def test_a_job_that_slurm_refuses_is_told_in_its_words():
         assert hint in refusal(f"The error message was 'sbatch: error: {words}'.")
 
 
+def prefix(place: Path) -> str:
+    """What the names of a plan's jobs begin with in the queue."""
+    given = words(CLUSTER, place)[0].split()
+    return given[given.index("--slurm-jobname-prefix") + 1]
+
+
 def test_the_queue_is_emptied_of_this_plan(tmp_path, monkeypatch):
     """Of no other campaign's jobs, those of a copy with the same plan included."""
     place = tmp_path / "4faa"
-    mine, other = (f"{slurm._prefix(each)}_1-2" for each in (place, tmp_path / "copy" / "4faa"))
+    mine, other = (f"{prefix(each)}_1-2" for each in (place, tmp_path / "copy" / "4faa"))
     queue = f"echo '7 {mine}'; echo '8 {other}'; echo '9 x'; echo '10 {mine.replace('_', '4_')}'"
     programs(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert f"--slurm-jobname-prefix {slurm._prefix(place)} " in words(CLUSTER, place)[0]
     of_cluster(CLUSTER).cancel(place)
     assert (tmp_path / "cancelled").read_text() == "7\n"
 
@@ -265,17 +269,32 @@ def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, 
     for folder in ("$(touch X)", "a`b`", "it's", 'a"b'):
         with pytest.raises(ValueError, match="would pass to a shell; use another folder"):
             words(CLUSTER, tmp_path / folder)
-    programs(tmp_path, scontrol=f"touch {tmp_path}/asked; echo JobState=FAILED")
+    programs(tmp_path, scontrol=f"touch {tmp_path}/asked; echo JobState=TIMEOUT")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     for job in ("--help", "1 2", "", "$(touch X)", "1;2"):
-        assert slurm._state(job) == ""
-    assert not (tmp_path / "asked").exists() and slurm._state("12_3") == "FAILED"
+        assert slurm.Scheduler.end_of(job) == ""
+    assert not (tmp_path / "asked").exists()
+    assert slurm.Scheduler.end_of("12_3").startswith("TIMEOUT")
 
 
-def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
-    clock, answers = itertools.count(0, 20), iter([{}, None, None, None, {}])
-    monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(slurm.Scheduler, "states", lambda self: next(answers))
-    watch = workflow._asked(of_cluster(CLUSTER), os.getpid(), [])
-    away = "Slurm does not answer: its jobs continue"
-    assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
+def test_a_controller_that_is_away_for_a_while_is_told(folder, tmp_path, monkeypatch, capfd):
+    """Once for each time that it is away for more than one question."""
+    plan, end = campaigns.planned(folder, f"runs={tmp_path}"), tmp_path / "end"
+    answers = iter([{}, None, {}, None, None, None, {}, None, None])
+
+    def states(_: object) -> dict[str, str] | None:
+        try:
+            return next(answers)
+        except StopIteration:
+            end.touch()
+            return {}
+
+    monkeypatch.setattr(slurm.Scheduler, "states", states)
+    monkeypatch.setattr(slurm.Scheduler, "cancel", lambda *_: None)
+    monkeypatch.setattr(workflow, "PING_S", 0)
+    monkeypatch.setattr(workflow, "POLL_S", 0.01)
+    where = Site("cpu", (), scheduler=of_cluster(CLUSTER))
+    script = f"until test -e {end}; do sleep 0.1; done; exit 1"
+    with pytest.raises(CampaignError, match="the campaign stopped"):
+        workflow.run_snakemake(["/bin/sh", "-c", script], [plan], where, {"PATH": "/usr/bin:/bin"})
+    assert capfd.readouterr().err.count("Slurm does not answer: its jobs continue") == 2
