@@ -231,6 +231,7 @@ def part_of_column(
     run = models[0].run
     evaluations, diverged = [], []
     folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
+    train_seconds = dict.fromkeys(plan.methods, 0.0)
     for of_row in models:
         method, row, cell, entries = of_row
         if cell is None or (column.setting.is_tried and _is_nan(run, entries)):
@@ -241,18 +242,20 @@ def part_of_column(
         for each in (cell, *(cells.find(run.store, name) for name in parents)):
             if each and each.artifact.kind != SNAPSHOTS:
                 folders[method].add(each.artifact.folder)
+                train_seconds[method] += each.train_seconds
         evaluations += [
             of_row.evaluation(column, entry, *judged)
             for entry in entries
             for judged in _judged_on(row, column, entry)
         ]
-    return models_part(run, evaluations, folders, of_extras, diverged)
+    return models_part(run, evaluations, folders, train_seconds, of_extras, diverged)
 
 
 def models_part(
     run: Run,
     evaluations: Sequence[Evaluation],
     folders: Mapping[str, Iterable[Path]],
+    train_seconds: Mapping[str, float] = MappingProxyType({}),
     of_extras: Mapping[str, list[dict[str, Any]]] = MappingProxyType({}),
     diverged: Sequence[Diverged] = (),
 ) -> Models:
@@ -268,6 +271,7 @@ def models_part(
             method: sorted(folder.relative_to(root).as_posix() for folder in of_method)
             for method, of_method in folders.items()
         },
+        train_seconds=dict(train_seconds),
         extras=dict(of_extras),
         diverged=list(diverged),
     )

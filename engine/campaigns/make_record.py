@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
+from statistics import fmean
 from typing import Any
 
 from engine.campaigns import job_states
@@ -104,6 +105,10 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
             )
         marker = read_marker(place.store_root.below(name))
         makers[tuple(sorted(marker.made_by.items()))] += 1
+    train_seconds = {
+        name: [part.train_seconds[name] for part in parts.values() if name in part.train_seconds]
+        for name in plan.rows
+    }
     settings = dict.fromkeys(
         row.setting.without(STEP) for row in of_role(evaluations, TEST) if row.downstream
     )
@@ -133,6 +138,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         artifacts=artifacts,
         made_by=[MadeBy(dict(values), count) for values, count in makers.most_common()],
         families=dataset.families,
+        train_seconds={name: fmean(of) for name, of in train_seconds.items() if any(of)},
         diverged=diverged,
         limit=dataset.limit,
         evaluate_on=dataset.evaluate_on,

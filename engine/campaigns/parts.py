@@ -30,6 +30,7 @@ class Models:
         files: SHA-256 of each file of predictions, by path.
         cells: by method, the folders of its cells and of the cells that they average, without
             snapshots, whose weights are removed after evaluation.
+        train_seconds: by method, the seconds of training its cells and those that they average.
         extras: rows of each extra, as in the record.
         diverged: as in the record.
     """
@@ -37,6 +38,7 @@ class Models:
     evaluations: list[Evaluation]
     files: dict[InnerPath, str]
     cells: dict[str, list[InnerPath]]
+    train_seconds: dict[str, float] = field(default_factory=dict)
     extras: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     diverged: list[Diverged] = field(default_factory=list)
 
@@ -102,6 +104,11 @@ def select_rows(part: Models, names: Mapping[str, str]) -> Models:
         evaluations=evaluations,
         files={name: sha256 for name, sha256 in part.files.items() if name in paths},
         cells={name: part.cells[theirs] for theirs, name in names.items()},
+        train_seconds={
+            name: part.train_seconds[theirs]
+            for theirs, name in names.items()
+            if theirs in part.train_seconds
+        },
         extras={
             extra: [
                 {**row, "method": names[row["method"]]} for row in rows if row["method"] in names

@@ -93,6 +93,8 @@ class Record:
         made_by: the code and versions that made these artefacts; one entry unless they differ.
         families: datasets by maker (`dataset.families`).
         samples_seen: `model.samples_seen` by model, where it is known.
+        train_seconds: by method, the seconds of training one model, averaged over downstream
+            datasets, settings and seeds; with the trainings of models that it averages.
         limit: images per dataset in a smoke run; 0 for other campaigns.
         diverged: trainings that diverged in a setting that the campaign tries. No evaluation is of
             such a method and setting, on any downstream dataset.
@@ -122,6 +124,7 @@ class Record:
     artifacts: list[InnerPath] = field(default_factory=list)
     made_by: list[MadeBy] = field(default_factory=list)
     families: dict[str, list[str]] = field(default_factory=dict)
+    train_seconds: dict[Name, float] = field(default_factory=dict)
     limit: int = 0
     evaluate_on: list[Name] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)

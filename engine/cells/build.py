@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -328,19 +329,21 @@ class Builder(Context):
 
         minutes = self.recipe.train.checkpoint_minutes
         files = CheckpointFiles(self.store, self._name) if minutes else None
+        started = time.perf_counter()
         with Saving(missing, write_snapshot, files, minutes) as saving:
             export, history = loop.fit(method, self, saving)
+        seconds = time.perf_counter() - started
 
         def write(folder: Path) -> None:
-            self._write(folder, export)
+            self._write(folder, export, train_seconds=round(seconds, 2))
             (folder / cells.HISTORY).write_text(history, "utf-8")
 
         return write
 
-    def _write(self, folder: Path, made: Export | Gated | Sequence[Entry]) -> None:
+    def _write(
+        self, folder: Path, made: Export | Gated | Sequence[Entry], **description: Any
+    ) -> None:
         (folder / RECIPE).write_text(self.plan.dump(), "utf-8")
-        description = {
-            "classes": list(self.sets.classes),
-            "model": preprocessing.description(self.recipe.model),
-        }
+        description["classes"] = list(self.sets.classes)
+        description["model"] = preprocessing.description(self.recipe.model)
         cells.write(folder, self.recipe, made, self.base.backbone, description)

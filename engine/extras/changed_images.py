@@ -1,11 +1,14 @@
-"""Images that fine-tuning gained and lost, with thumbnails if the dataset's licence allows them."""
+"""Images that fine-tuning gained and lost, and that methods dispute.
+
+The page shows thumbnails if the dataset's licence allows them.
+"""
 
 from __future__ import annotations
 
 import pandas
 
 from engine.measures import image_changes
-from engine.measures.image_changes import GAINED, MOST
+from engine.measures.image_changes import DISPUTED, GAINED, MOST
 from engine.measures.rows import TEST, of_role
 from engine.report.results import Results
 from engine.report.section import Picture, Section, Table
@@ -30,24 +33,28 @@ def section(results: Results) -> Section | None:
         on, change = row["evaluated_on"], row["change"]
         if webp := results.record.thumbnails.get(on, {}).get(str(row["image"])):
             answer = f"{row['before']} before" if change == GAINED else f"{row['after']} after"
-            alt = f"{row['class']}: {answer}; {change} by {row['models']} of {row['of']} models"
+            verb = "right" if change == DISPUTED else change
+            alt = f"{row['class']}: {answer}; {verb} by {row['models']} of {row['of']} models"
             gallery = pictures.setdefault(f"{on}: {change}{results.of(row['model'])}", [])
             gallery.append(Picture(alt, f"data:image/webp;base64,{webp}"))
-    most = max(changes, key=lambda change: change.rows / change.of)
+    changed = [change for change in changes if change.change != DISPUTED]
+    most = max(changed, key=lambda change: change.rows / change.of)
     return Section(
         "images",
         f"{most.rows} of {most.of} models {most.change} the same image of {most.evaluated_on}",
         "A model gains an image if it is right and the pretrained model was wrong, and loses it in "
-        "the opposite case. The table has the images that most models agree on. Weight averages "
-        "are not counted, because they share their trainings. Pictures appear if the dataset's "
-        "licence allows it (dataset.thumbnails) and there is room.",
+        "the opposite case; an image is disputed if some methods are right on it more often than "
+        "others. Weight averages are not counted, because they share their trainings. Pictures "
+        "appear if the dataset's licence allows it (dataset.thumbnails) and there is room.",
         tables=[
             Table(
                 "images",
-                f"Per dataset, at most {MOST} images gained and {MOST} lost by most models. image: "
-                "index in the pack. before: the pretrained model's prediction; after: the most "
-                "frequent prediction of models that lost it. models: how many trained models "
-                "(averages excluded) made this change.",
+                f"Per dataset, at most {MOST} images that most models gained, {MOST} that most "
+                f"lost, and {MOST} on which two methods differ most. image: index in the pack. "
+                "before: the pretrained model's prediction; after: the most frequent prediction of "
+                "models that gained or lost it, or are wrong on a disputed one. models: how many "
+                "trained models (averages excluded) gained or lost it, or are right on a disputed "
+                "one.",
                 data,
             )
         ],

@@ -8,7 +8,7 @@ significant by chance; Holm's correction accounts for that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,6 +113,23 @@ def _differences(means: Means, pairs: Sequence[tuple[int, int]], names: Sequence
     right = np.array([place[against, name] for _, against, name in tests], int)
     keys = pandas.DataFrame(tests, columns=["arm", "against", "evaluated_on"])
     return Means(means.grid, keys, means.weights[:, left] - means.weights[:, right])
+
+
+def alike_groups(arms: Sequence[int], differing: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The largest groups of arms without a differing pair, in the order of `arms`.
+
+    Groups overlap: `a` may differ from neither `b` nor `c`, and `b` from `c`. Insert and absorb
+    (Piepho 2004).
+    """
+    groups = {frozenset(arms)}
+    for pair in map(frozenset, differing):
+        split = {group - {arm} for group in groups if pair <= group for arm in pair}
+        groups = {group for group in groups if not pair <= group} | split
+        groups = {group for group in groups if not any(group < other for other in groups)}
+    return sorted(
+        ([arm for arm in arms if arm in group] for group in groups),
+        key=lambda group: [arms.index(arm) for arm in group],
+    )
 
 
 def holm(p: np.ndarray) -> np.ndarray:

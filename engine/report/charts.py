@@ -93,17 +93,22 @@ def by_model(
 
 
 def bars(data: pandas.DataFrame, value: str) -> Spec:
-    """One bar per method, starting at zero, with a whisker for its interval."""
+    """One bar per method, starting at zero, with a whisker for its interval, and on the right the
+    column `letters`, if there is one."""
     _, low, high = with_ends(value)
     ends = {"x": {"field": low, "type": "quantitative"}, "x2": {"field": high}}
     bar = {"type": "bar", "height": {"band": 0.62}, "opacity": 0.85}
+    layers: list[Spec] = [
+        {"mark": bar, "encoding": {"x": _number(value)}},
+        {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": ends},
+    ]
+    if "letters" in data:
+        text = {"text": {"field": "letters"}, "x": {"value": "width"}}
+        layers.append({"mark": {"type": "text", "align": "left", "dx": 8}, "encoding": text})
     return {
         "height": 24 * data["method"].nunique(),
         "encoding": {"y": _names("method", data), "tooltip": _tooltip(data)},
-        "layer": [
-            {"mark": bar, "encoding": {"x": _number(value)}},
-            {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": ends},
-        ],
+        "layer": layers,
     }
 
 

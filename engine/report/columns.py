@@ -16,7 +16,7 @@ is shown with it: `+3.0 [+1.9, +4.1]`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas
@@ -100,6 +100,12 @@ def shown(data: pandas.DataFrame) -> list[TextColumn]:
     hidden = {name for name in CONSTANT if name in data and data[name].nunique() <= 1}
     hidden |= {str(name) for name in data if unit(str(name)) == "pct" and (data[name] == 0).all()}
     return [_column(data, name) for name in map(str, data) if name not in hidden | {*ends(data)}]
+
+
+def percentages(columns: Sequence[TextColumn], row: Mapping[str, float | None]) -> list[str]:
+    """A row of percentages by column, as texts; empty where there is none."""
+    numbers = [row.get(column.name) for column in columns]
+    return ["" if number is None else rounded(number) for number in numbers]
 
 
 def _column(data: pandas.DataFrame, name: str) -> TextColumn:

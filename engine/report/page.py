@@ -110,6 +110,9 @@ def _view(table: Table) -> dict[str, Any]:
         "csv": csv(table.data, charts.DIGITS),
         "heads": [column.head for column in shown],
         "numeric": [column.is_numeric for column in shown],
+        "above": [
+            [title, *columns.percentages(shown[1:], row)] for title, row in table.above.items()
+        ],
         "rows": list(zip(*(column.texts for column in shown), strict=True)),
         "search": many,
         "filters": {

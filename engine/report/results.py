@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from math import isnan, nan
+from math import comb, isnan, nan
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
@@ -17,6 +18,8 @@ import pandas
 
 from engine.campaigns.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
+from engine.measures.bootstrap import SIGNIFICANT
+from engine.measures.comparisons import alike_groups
 from engine.measures.effective_robustness import (
     GIVEN,
     MODELS_FOR_A_TREND,
@@ -143,6 +146,19 @@ class Results:
         rows = rows[[self.grid.arms[arm].model == model for arm in rows["arm"]]]
         return _mean_by(rows, "downstream", "before_pct")
 
+    def pretrained_rows(self, model: str) -> dict[str, list[float | None]]:
+        """By title, the pretrained model's accuracy in percent for each of `downstreams`: on the
+        dataset, and where unions are trained on, on the datasets of its RI. A union of all datasets
+        but one has the accuracy on that one."""
+        names, elsewhere = self.downstreams(model), self.before_elsewhere(model)
+        others: list[float | None] = [elsewhere[name] for name in names]
+        if all(self.left_out(name) for name in names):
+            return {"pretrained %, left out": others}
+        titled = {"pretrained %": [self.before_on(model, name) for name in names]}
+        if any(len(trained_sets(name)) > 1 for name in names):
+            titled["pretrained %, others"] = others
+        return titled
+
     def head(self, downstream: str) -> str:
         """A downstream dataset as a column head; `all but A` for all datasets of RI but A."""
         left_out = self.left_out(downstream)
@@ -208,6 +224,20 @@ class Results:
         )
         both = pandas.concat([rows, swapped])
         return both[both["against"] == arm].set_index("arm").drop(columns="against")
+
+    def letters(self, model: str) -> dict[int, str]:
+        """By arm of `ranked`, letters such as `ab`: arms that share one do not differ significantly
+        in mRI. Empty if not all pairs are compared, or letters do not suffice."""
+        arms = self.ranked(model)["arm"].tolist()
+        pairs = self.comparisons.query("evaluated_on == '' and arm in @arms and against in @arms")
+        if len(arms) < 2 or len(pairs) < comb(len(arms), 2):
+            return {}
+        differing = pairs[pairs["p_corrected"] < SIGNIFICANT][["arm", "against"]]
+        groups = alike_groups(arms, differing.itertuples(index=False, name=None))
+        if len(groups) > len(string.ascii_lowercase):
+            return {}
+        named = [*zip(string.ascii_lowercase, groups, strict=False)]
+        return {arm: "".join(name for name, group in named if arm in group) for arm in arms}
 
     @property
     def family(self) -> int:

@@ -35,7 +35,8 @@ class Table:
     """A table's numbers, exported in full to `report/tables/NAME.csv`, `.parquet` and `.tex`.
 
     best: columns whose largest number is bold in LaTeX. hides_equal: whether the page leaves out
-    columns that are equal in all rows.
+    columns that are equal in all rows. above: rows of percentages by title and column, which the
+    page shows above the others.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Table:
     data: pandas.DataFrame
     best: Sequence[str] = ()
     hides_equal: bool = False
+    above: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

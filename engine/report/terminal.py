@@ -13,7 +13,6 @@ import pandas
 
 from engine.measures import tables
 from engine.measures.bootstrap import SIGNIFICANT
-from engine.measures.rows import trained_sets
 from engine.report import console
 from engine.report.results import Results, title
 from engine.report.sections.groups import worst_groups
@@ -60,23 +59,11 @@ def _ri(results: Results, model: str) -> str:
         head.append("disjoint")
         title += "; disjoint: mRI without related datasets"
     empty = [""] * (len(head) - 1 - len(names))
-    return console.text(
-        f"{title}.", head, [[*row, *empty] for row in _before(results, model, names)], rows
-    )
-
-
-def _before(results: Results, model: str, names: Sequence[str]) -> Iterator[list[str]]:
-    """The pretrained model's accuracy on each downstream dataset; where unions are trained on, also
-    on the datasets of their RI. A column that trains on all datasets but one shows the one."""
-    on_them = [results.before_on(model, name) for name in names]
-    elsewhere = results.before_elsewhere(model)
-    others = [rounded(elsewhere[name]) for name in names]
-    if all(results.left_out(name) for name in names):
-        yield ["pretrained %, left out", *others]
-    else:
-        yield ["pretrained %", *(ABSENT if of is None else rounded(of) for of in on_them)]
-        if any(len(trained_sets(name)) > 1 for name in names):
-            yield ["pretrained %, others", *others]
+    pretrained = [
+        [name, *(ABSENT if of is None else rounded(of) for of in numbers), *empty]
+        for name, numbers in results.pretrained_rows(model).items()
+    ]
+    return console.text(f"{title}.", head, pretrained, rows)
 
 
 def _further(results: Results, model: str) -> Iterator[str]:

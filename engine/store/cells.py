@@ -154,6 +154,12 @@ class Cell:
         return int(history[-1].get("step", 0))
 
     @property
+    def train_seconds(self) -> float:
+        """Seconds of its training, since its last checkpoint if it was interrupted; 0 for a mix and
+        for weights from elsewhere."""
+        return float(self.meta.get("train_seconds", 0))
+
+    @property
     def backbone(self) -> str:
         """Name of the cell whose backbone it shares, or its own name."""
         return self.meta.get("backbone") or self.name
@@ -205,9 +211,9 @@ def write(
 ) -> None:
     """Writes what a method made into a folder: a trained cell, or one without weights.
 
-    backbone: name of the base model's backbone. description: the head's classes and the model's
-    image transform. Raises ValueError for anything else, and unless exactly one entry is the
-    headline, the method's row in tables.
+    backbone: name of the base model's backbone. description: the head's classes, the model's
+    image transform and, of a trained cell, the seconds of its training. Raises ValueError for
+    anything else, and unless exactly one entry is the headline, the method's row in tables.
     """
     entries, shared = made, None
     if isinstance(made, Export):

@@ -177,6 +177,15 @@ def what_was_run(results: Results) -> Section | None:
             _named(of_stage.agg(**sums).reset_index()),
         ),
         Table(
+            "train-seconds",
+            "Seconds of training one model, averaged over the downstream datasets; of an average, "
+            "with the trainings of its members. They depend on what else ran on the machine.",
+            pandas.DataFrame(
+                [(record.methods.get(name, name), s) for name, s in record.train_seconds.items()],
+                columns=["method", "seconds"],
+            ).round(1),
+        ),
+        Table(
             "failed-attempts",
             "Failed attempts at jobs, and why. A later attempt resumes.",
             _named(failed[["campaign", "job", "minutes", "why"]]),

@@ -11,7 +11,7 @@ from engine.report import charts
 from engine.report.columns import between
 from engine.report.results import FINE_TUNE, Results
 from engine.report.section import Figure, Section, Table
-from engine.report.text import signed, slug
+from engine.report.text import counted, signed, slug
 
 CHANGE = "change_pts"
 NUMBERS = ["before_pct", "accuracy_pct", "accuracy_low", "accuracy_high", CHANGE]
@@ -48,7 +48,7 @@ def maps(results: Results) -> Section | None:
         f"{between(_elsewhere(results), CHANGE, 'method', 'evaluated_on')}",
         _legend(results),
         figures=[figure for arm, figure in figures.items() if arm != _fine_tuning(results)],
-        tables=[_before(results)],
+        tables=[_by_dataset(results), _before(results)],
     )
 
 
@@ -95,6 +95,26 @@ def _maps(results: Results) -> dict[int, Figure]:
     return figures
 
 
+def _by_dataset(results: Results) -> Table:
+    """Mean accuracy, with one row per method, best mRI first, and one column per dataset."""
+    numbers = results.grid.numbers.query("downstream == '' and evaluated_on != ''")
+    parts = []
+    for model in results.models:
+        wide = numbers.pivot_table("accuracy_pct", "arm", "evaluated_on", sort=False)
+        wide = wide[[name for name in results.before(model) if name in wide]].add_suffix("_pct")
+        parts.append(results.ranked(model)[["arm", "model", "method"]].join(wide, on="arm"))
+    data = pandas.concat(parts).drop(columns="arm").rename_axis(columns=None)
+    before = results.before(results.models[0])
+    above = {f"{name}_pct": accuracy for name, accuracy in before.items()}
+    return Table(
+        "accuracy-by-dataset",
+        "Accuracy by dataset in percent, averaged over the models not fine-tuned on the dataset.",
+        data,
+        [name for name in map(str, data) if name.endswith("_pct")],
+        above={"pretrained": above} if len(results.models) == 1 else {},
+    )
+
+
 def _before(results: Results) -> Table:
     """The pretrained models' accuracy, and the published accuracy if known."""
     names, numbers = ["model", "evaluated_on"], ["accuracy_pct", "accuracy_low", "accuracy_high"]
@@ -118,10 +138,12 @@ def forgotten(results: Results) -> Section | None:
     if change not in shown:
         return None
     means = shown[["model", "method", *with_ends(change)]].dropna(subset=change)
+    upstream, losing = results.record.upstream, (means["change_upstream_high"] < 0).sum()
     return Section(
         "upstream-change",
-        f"Upstream accuracy changes by {between(means, change, 'method')}",
-        f"Change in accuracy on {results.record.upstream}, in points. RI excludes it.",
+        f"{losing} of {counted('method', len(means))} lose accuracy on {upstream}",
+        f"Change in accuracy on {upstream}, in points; the 95% CI of a method that loses accuracy "
+        "is below 0. RI excludes this dataset.",
         figures=charts.by_model(
             results,
             "upstream-change",

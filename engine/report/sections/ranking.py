@@ -17,10 +17,14 @@ from engine.report.columns import between
 from engine.report.headline import finding
 from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
-from engine.report.text import counted, slug
+from engine.report.text import counted, listed, slug
 
 MRI = with_ends("mRI_pts")
 NEAR = 5  # points of accuracy before fine-tuning within which two models are compared
+SAME_LETTER = (
+    ". Methods that share a letter do not differ significantly (paired tests at "
+    f"{SIGNIFICANT:.0%}, corrected for all pairs)"
+)
 X, Y = "on_downstream_dataset_pct", "on_other_datasets_pct"  # of the trade-off
 
 
@@ -145,15 +149,20 @@ def methods(results: Results) -> Section | None:
     arms = arms.assign(published_mRI_pts=published)
     numbers = [name for name in map(str, arms) if name.endswith(("_pts", "_pct", "_low", "_high"))]
     data = arms[["model", "method", "variant", *numbers]].dropna(axis=1, how="all")
+    letters = {arm: of for model in results.models for arm, of in results.letters(model).items()}
+    if letters:
+        data.insert(3, "letters", arms["arm"].map(letters).fillna(""))
     upstream = results.record.upstream
     caption = (
         f"mRI with its 95% CI{results.one_training}, in points; mean accuracy on the downstream "
         "dataset and on the other datasets, in percent"
         f"{f'; mean change on {upstream}, in points' if upstream else ''}"
-        f"{'; the published mRI' * ('published_mRI_pts' in data)}."
+        f"{'; the published mRI' * ('published_mRI_pts' in data)}{SAME_LETTER * bool(letters)}."
     )
     ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)
-    heading = f"mRI ranges from {between(data, 'mRI_pts', 'method')}{results.one_training}"
+    heading = _heading(results) or (
+        f"mRI ranges from {between(data, 'mRI_pts', 'method')}{results.one_training}"
+    )
     if found := tuning.tuned(results):
         heading = f"{found.methods['method'].iloc[0]} ranks first by mRI, tuned on held-out images"
     note = ""
@@ -167,8 +176,8 @@ def methods(results: Results) -> Section | None:
         figures=charts.by_model(
             results,
             "ranking",
-            f"mRI in points, with its 95% CI{results.one_training}",
-            data[["model", "method", *MRI]],
+            f"mRI in points, with its 95% CI{results.one_training}{SAME_LETTER * bool(letters)}",
+            data[["model", "method", *MRI, *filter(data.__contains__, ["letters"])]],
             ("mRI_pts", "method"),
         ),
         tables=[*(_by_set(results, *of) for of in groups(results.ri, "model")), ranking],
@@ -176,12 +185,29 @@ def methods(results: Results) -> Section | None:
     )
 
 
+def _heading(results: Results) -> str:
+    """The methods that do not differ significantly from the best one; empty if there are several
+    models or settings, or one method."""
+    if len(results.models) > 1 or tuning.is_varied(results):
+        return ""
+    ranked, letters = rows(results.ranked()), results.letters(results.models[0])
+    if not letters:
+        return ""
+    of_best = {*letters[ranked[0].arm]}
+    best = [row.method for row in ranked if of_best & {*letters[row.arm]}]
+    if len(best) == len(ranked):
+        return ""
+    have = "has" if len(best) == 1 else "have"
+    return f"{listed(best)} {have} the highest mRI{results.one_training}"
+
+
 def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
-    """One row per method and one column per downstream dataset, as in papers."""
+    """One row per method, best first, and one column per downstream dataset, as in papers."""
     wide = ri.pivot_table("RI_pts", "method", "downstream", sort=False)
     wide = wide[results.downstreams(model)].add_suffix("_pts").rename_axis(columns=None)
-    of_model = results.shown[results.shown["model"] == model].set_index("method")
-    wide = of_model[MRI].join(wide, how="right")
+    titled = results.pretrained_rows(model).items()
+    above = {name: dict(zip(map(str, wide), of, strict=True)) for name, of in titled}
+    wide = results.ranked(model).set_index("method")[MRI].join(wide, how="inner")
     return Table(
         slug("ri", *[model] * (len(results.models) > 1)),
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
@@ -189,6 +215,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
         f"{results.one_training}.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],
+        above=above,
     )
 
 

@@ -36,7 +36,9 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
 def test_rows_name_classes_answers_and_methods(tmp_path):
     section = changed_images.section(of_campaign(reports.finished(tmp_path)))
     assert not section.pictures
-    for row in section.tables[0].data.to_dict("records"):
+    data = section.tables[0].data
+    assert {*data["change"]} == {"gained", "lost", "disputed"}
+    for row in data[data["change"] != "disputed"].to_dict("records"):
         right = row["after"] if row["change"] == "gained" else row["before"]
         assert row["class"] == right != (set(row[k] for k in ("before", "after")) - {right}).pop()
         counts = [int(part.rpartition(" ")[2]) for part in row["by_method"].split(", ")]

@@ -29,6 +29,31 @@ def test_holm_is_its_definition(p):
         assert corrected[k] == pytest.approx(min(1.0, max(raised)))
 
 
+@given(
+    st.integers(1, 6).flatmap(
+        lambda count: st.tuples(
+            st.just(count),
+            st.sets(st.sampled_from([*itertools.combinations(range(count), 2)] or [(0, 0)])),
+        )
+    )
+)
+def test_alike_groups_are_the_largest_without_a_differing_pair(of):
+    count, differing = of
+    differing -= {(0, 0)}
+    arms = [*range(count)][::-1]
+    alike = [
+        {*group}
+        for size in range(1, count + 1)
+        for group in itertools.combinations(arms, size)
+        if not any({*pair} <= {*group} for pair in differing)
+    ]
+    largest = [group for group in alike if not any(group < other for other in alike)]
+    groups = comparisons.alike_groups(arms, differing)
+    assert sorted(map(sorted, groups)) == sorted(map(sorted, largest))
+    assert groups == sorted(groups, reverse=True)
+    assert all(group == sorted(group, reverse=True) for group in groups)
+
+
 def test_many_sources_that_gain_a_little_and_few_that_lose_much_prove_nothing(tmp_path):
     """70 sources gain an image, 15 lose two and 15 three: the mean is -0.05, and a sign test says
     that the method is better."""

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.measures import image_changes
-from engine.measures.image_changes import GAINED, LOST
+from engine.measures.image_changes import DISPUTED, GAINED, LOST
 from engine.measures.rows import PRE
 from helpers import stores
 
@@ -27,6 +27,7 @@ def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch
             if was != now:
                 key = row.evaluated_on, GAINED if now else LOST, index
                 expected.setdefault(key, Counter())[row.method] += 1
+    changes = [change for change in changes if change.change != DISPUTED]
     counted = {(c.evaluated_on, c.change, c.index): Counter(c.by_method) for c in changes}
     assert counted == expected != {}
     assert all(c.rows == sum(c.by_method.values()) for c in changes)
@@ -41,12 +42,23 @@ def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch
             assert [c for c in few if (c.evaluated_on, c.change) == (name, change)] == ranked[:3]
 
 
+def test_a_disputed_image_is_right_for_one_method_and_wrong_for_another(tmp_path):
+    """Of four images, both methods change the first two alike, and differ on the others."""
+    right = {PRE: [0, 1, 1, 0], "fine_tune": [1, 0, 0, 0], "lwf": [1, 0, 1, 1]}
+    rows = stores.grid(
+        tmp_path, lambda method, *_: np.array(right[method], bool), ("fine_tune", "lwf")
+    )
+    disputed = [c for c in image_changes.of(rows) if c.change == DISPUTED and c.evaluated_on == "a"]
+    assert [c.index for c in disputed] == [2, 3]
+    assert all(c.by_method == {"lwf": 2} and (c.rows, c.of) == (2, 4) for c in disputed)
+
+
 def test_a_lost_image_has_the_answer_of_most_of_the_rows(tmp_path):
     rows = stores.grid(tmp_path, lambda method, *_: np.full(3, method == PRE), ("x", "y", "z"))
     for row, wrong in zip([r for r in rows if r.method != PRE], [4, 3, 3] * 12, strict=True):
         table = stores.table(np.zeros(3, bool), top1=np.full(3, wrong))
         pq.write_table(table, row.path)
-    changes = image_changes.of(rows)
+    changes = [c for c in image_changes.of(rows) if c.change != DISPUTED]
     assert {(c.change, c.before == c.label, c.after) for c in changes} == {(LOST, True, 3)}
 
 

@@ -100,9 +100,8 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
     assert is_folded == [False] * 4 + [True] * 12
     headings, best = re.findall("<h2[^>]*>(.*?)</h2>", html), results.ranked().iloc[0]["method"]
-    assert headings[0].startswith("mRI ranges from ") and headings[0].endswith(" (one training)")
-    assert f" ({best})" in headings[0]
-    assert headings[8].startswith("Upstream accuracy changes by ")
+    assert headings[0] == f"{best} has the highest mRI (one training)"
+    assert re.fullmatch(r"\d+ of \d+ methods lose accuracy on up(stream)?.*", headings[8])
 
 
 def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
@@ -124,6 +123,15 @@ def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path)
     assert table["rows"][999] == ["m5", "+999.0"] and table["numeric"] == [False, True]
     assert table["csv"].splitlines()[1000] == "m5,999"
     assert html.count("<option>") == 7 and "window.vegaEmbed=" not in html
+
+
+def test_percentages_above_a_table_are_on_the_page_alone(tmp_path):
+    data = pandas.DataFrame({"method": ["FT"], "a_pts": [1.0], "b_pts": [2.0]})
+    table = Table("t", "T.", data, above={"pretrained %": {"a_pts": 62.5, "b_pts": None}})
+    html = written_page(tmp_path, Section("a", "A", tables=[table]))
+    above = ["<td>pretrained %</td>", '<td class="number">62.5</td>', '<td class="number"></td>']
+    assert f"<tr>{''.join(above)}</tr>" in html
+    assert embedded(html)["tables"]["t"]["rows"] == [["FT", "+1.0", "+2.0"]]
 
 
 def test_charts_are_in_the_page_without_scripts(tmp_path):
