@@ -39,14 +39,6 @@ class Row(NamedTuple):
         return f" in row {self.number} of {Path(self.path).name}"
 
 
-class Labelled(NamedTuple):
-    """An image's row, its label (a number, or a class name), and its stored file name, or ""."""
-
-    place: Row
-    label: int | str
-    name: str
-
-
 def features(path: Path) -> Mapping[str, Any]:
     """Returns the columns' features as Hugging Face's `datasets` stores them; empty if it did not.
 
@@ -71,27 +63,37 @@ def _of_type(features: Mapping[str, Any], kind: str) -> list[str]:
     return [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == kind]
 
 
-def rows(path: Path) -> Iterator[Labelled]:
-    """Yields the images of a file, in order.
+def rows(path: Path) -> Iterator[tuple[Row, int | str, str]]:
+    """Yields each image of a file, its label (a number, or a class name) and its stored name or "".
 
-    Raises ValueError naming file and row for a damaged file, ambiguous or missing image or label
-    columns, an empty label, more rows than bytes, and a row group that is or becomes too large.
+    Raises ValueError naming file and row for ambiguous or missing image or label columns and an
+    empty label, and as `images` does.
     """
-    file = _open(path)
-    schema, described = file.schema_arrow, features(path)
-    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise ValueError(f"{path} has two columns named {', '.join(twice)}; rename one")
-    if file.metadata.num_rows > (size := path.stat().st_size):
-        raise ValueError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes: no images")
+    schema, described = _checked(path).schema_arrow, features(path)
     image, label = _image(path, schema, described), _label(path, schema, described)
-    wanted = [label, f"{image}.path"]
-    kinds = [schema.field(label).type]
+    for place, name, (value,) in images(path, image, [label]):
+        if value is None or isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"{path}: row {place.number} has the invalid label {value!r}")
+        yield place, value, name
+
+
+def images(
+    path: Path, image: str, columns: Sequence[str]
+) -> Iterator[tuple[Row, str, Sequence[Any]]]:
+    """Yields each row's image, its stored file name or "", and its values of other columns.
+
+    Raises ValueError naming file and row for a damaged file, a column of lists, more rows than
+    bytes, and a row group that is or becomes too large.
+    """
+    schema = _checked(path).schema_arrow
+    wanted = [*columns, f"{image}.path"]
+    kinds = [schema.field(name).type for name in columns]
     if pa.types.is_struct(of := schema.field(image).type) and of.get_field_index("path") >= 0:
         kinds.append(of.field("path").type)
     # A text that a file stores once is in memory once, until its size is known.
     texts = [name for name, kind in zip(wanted, kinds, strict=False) if _is_text(kind)]
     if any(pa.types.is_nested(kind) for kind in kinds):
-        raise ValueError(f"{path}: {label} and {image}.path must be numbers or texts")
+        raise ValueError(f"{path}: {', '.join(wanted)} must be numbers or texts")
     file = _open(path, texts)
     number = 0
     for group in range(file.metadata.num_row_groups):
@@ -103,19 +105,26 @@ def rows(path: Path) -> Iterator[Labelled]:
             )
         try:
             table = file.read_row_group(group, columns=wanted[: len(kinds)], use_threads=False)
-            labels = _bounded(table.column(label)).to_pylist()
+            values = [_bounded(table.column(name)).to_pylist() for name in columns]
             stored = []
             if image in table.column_names:
                 paths = pc.call_function("struct_field", [table.column(image)], _PATH)
                 stored = _bounded(paths).to_pylist()
         except ERRORS as error:
             raise ValueError(f"{path} is damaged at row {number} or after ({error})") from error
-        names = [value or "" for value in stored] or [""] * len(labels)
-        for row, (value, name) in enumerate(zip(labels, names, strict=True)):
-            if value is None or isinstance(value, bool) or not isinstance(value, int | str):
-                raise ValueError(f"{path}: row {number} has the invalid label {value!r}")
-            yield Labelled(Row(str(path), group, row, image, number), value, str(name))
+        names = stored or [""] * found.num_rows
+        for row, (name, *of_row) in enumerate(zip(names, *values, strict=True)):
+            yield Row(str(path), group, row, image, number), str(name or ""), of_row
             number += 1
+
+
+def holds_images(path: Path, column: str) -> bool:
+    """Whether a file is a parquet file, and a column of it holds the bytes of images."""
+    try:
+        schema = pq.read_schema(path) if path.is_file() else pa.schema([])
+    except (pa.ArrowException, OSError):
+        return False
+    return schema.names.count(column) == 1 and _holds_bytes(schema.field(column).type)
 
 
 def read(place: Row, most: int) -> bytes:
@@ -151,6 +160,17 @@ def _group(path: str, group: int, column: str) -> pa.ChunkedArray:
 
 
 _PATH = pc.StructFieldOptions(["path"])
+
+
+def _checked(path: Path) -> pq.ParquetFile:
+    """A file without two columns of one name, or more rows than bytes."""
+    file = _open(path)
+    names = file.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path} has two columns named {', '.join(twice)}; rename one")
+    if file.metadata.num_rows > (size := path.stat().st_size):
+        raise ValueError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes: no images")
+    return file
 
 
 def _is_text(kind: pa.DataType) -> bool:

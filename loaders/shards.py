@@ -184,19 +184,19 @@ def _class_file(root: Path, shard: Path) -> Path | None:
 def _class_names(root: Path, shard: Path) -> Sequence[str] | None:
     """Returns class names in the order of labels."""
     if shard.suffix == PARQUET and (names := parquet.class_names(parquet.features(shard))):
-        return _checked(shard, names)
+        return checked_names(shard, names)
     file = _class_file(root, shard)
     if file is None:
         return None
     if file.suffix == ".txt":
         lines = [line.strip() for line in read_small(file).decode("utf-8-sig").splitlines()]
-        return _checked(file, [line for line in lines if line])
+        return checked_names(file, [line for line in lines if line])
     values = read_json(file)
     if file.name == CLASS_FILES[-1] and isinstance(values, dict):
         values = parquet.class_names(values.get("features") or {})
     elif isinstance(values, dict):
         values = _of_mapping(values)
-    return _checked(file, values)
+    return checked_names(file, values)
 
 
 def _of_mapping(values: Mapping[str, Any]) -> list[Any] | None:
@@ -209,7 +209,8 @@ def _of_mapping(values: Mapping[str, Any]) -> list[Any] | None:
     return [number[i] for i in order] if sorted(number) == list(order) else None
 
 
-def _checked(file: Path, names: Any) -> Sequence[str]:
+def checked_names(file: Path, names: Any) -> Sequence[str]:
+    """Returns the names of classes. Raises ValueError unless they are texts that differ."""
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise ValueError(f"{file} does not list the names of classes in the order of their labels")
     if twice := [name for name, count in Counter(names).items() if count > 1]:

@@ -2,7 +2,8 @@
 
 A table is a CSV or Parquet file, a .jsonl file (a JSON object per line), or a .txt file without a
 header, whose lines are `path label`. Further columns, such as a domain or a split, are kept with
-the images. Reading a table opens no image.
+the images. The column of the paths may hold the images themselves, as in Parquet files of Hugging
+Face. Reading a table opens no image.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import functools
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,11 +24,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loaders import parquet, shards
 from loaders.files.durable import open_regular
 from loaders.files.root import Root
 from loaders.pack import Item
 from loaders.trees import IMAGE_SUFFIXES, Listing, Place, first_names
 
+Found = tuple[Place | parquet.Row, str]  # where an image is, and its file's size and time
 Row = tuple[int, Sequence[str]]  # its line, or its number in a Parquet file, and its values
 Reader = Callable[[Path, Sequence[str]], Iterator[Row]]  # of these columns of a file
 
@@ -35,9 +39,10 @@ Reader = Callable[[Path, Sequence[str]], Iterator[Row]]  # of these columns of a
 class Columns:
     """The names of a table's columns.
 
-    source: of the photo that an image shows, which may be a file name; empty: each image is its
-    own. kept: stored with the images. where: only rows with one of these values, by column.
-    allowed: the values of a column, where others are errors.
+    path: of the image's path, or of the image itself. source: of the photo that an image shows,
+    which may be a file name; empty: each image is its own. kept: stored with the images; `a+b`
+    joins the values of two columns. where: only rows with one of these values, by column. allowed:
+    the values of a column, where others are errors.
     """
 
     path: str
@@ -57,23 +62,29 @@ def listing(
 ) -> Listing:
     """Lists the images that tables name, in the order of their paths, as `folders.read` does.
 
-    root: the folder of the images. tables: by their value of the column `given`, if there is one.
-    read: yields a table's rows; by default, the reader for its suffix. An image's key is its path;
-    its source is its path, or the value of the source's column, without an image's suffix.
+    root: the folder of the images. tables: by their value of the column `given`, if there is one;
+    each is a file, or a pattern of Parquet files. read: yields a table's rows; by default, the
+    reader for its suffix. An image's key is its path or, where the table holds the images, file and
+    row; its source is its key, or the value of the source's column, without an image's suffix.
 
     Raises ValueError naming the table, the row and a remedy: for a column that is missing, a value
     that is empty or not allowed, a path that leads out of the root or through a link, an image that
     is missing, and two rows of one image.
     """
-    wanted = [columns.path, columns.label, *filter(None, [columns.source]), *columns.kept]
-    wanted = [*dict.fromkeys([*wanted, *columns.where, *columns.allowed])]
+    joined = [name.split("+") for name in columns.kept]
+    wanted = [columns.path, columns.label, *filter(None, [columns.source])]
+    wanted += [*itertools.chain(*joined), *columns.where, *columns.allowed]
+    wanted = [*dict.fromkeys(wanted)]
     place = {name: number for number, name in enumerate(wanted)}
     only = [(place[name], among) for name, among in columns.where.items()]
     allowed = [(place[name], among) for name, among in columns.allowed.items()]
-    images = _Images(root)
-    found: dict[str, tuple[Path, int, Sequence[str], os.stat_result]] = {}
-    for value, table in tables.items():
-        reader = read or _reader(table, columns)
+    files = _Images(root)
+    found: dict[str, tuple[Path, int, Sequence[str], Found]] = {}
+    for value, table in _each(tables):
+        images, reader = files, read or _reader(table, columns)
+        if parquet.holds_images(table, columns.path):
+            images = _Held(table)
+            reader = images.rows
         for number, values in _rows(table, wanted, reader, {given: value} if given else {}):
             if any(values[number] not in among for number, among in only):
                 continue
@@ -84,7 +95,7 @@ def listing(
                 fault = f"{path} is also in {_where(*first[:2])}: keep one row of an image"
             else:
                 try:
-                    found[path] = table, number, values, images.status(path)
+                    found[path] = table, number, values, images.find(path)
                 except ValueError as error:
                     fault = str(error)
             if fault:
@@ -97,16 +108,15 @@ def listing(
         )
     classes = sorted({values[1] for _, _, values, _ in found.values()})
     label_of = {name: label for label, name in enumerate(classes)}
-    kept = [place[name] for name in columns.kept]
+    kept = [[place[name] for name in names] for names in joined]
     source = place[columns.source or columns.path]
     hashed = hashlib.sha256()
     items = []
     for path in sorted(found, key=lambda path: path.replace("/", "\0")):
-        _, _, values, status = found[path]
+        _, _, values, (image, stamp) = found[path]
         photo = _photo(values[source])
-        hashed.update(f"{values} {photo} {status.st_size} {status.st_mtime_ns}".encode())
-        of_kept = tuple(values[number] for number in kept)
-        image = Place(f"{root}/{path}")
+        hashed.update(f"{values} {photo} {stamp}".encode())
+        of_kept = tuple("+".join(values[number] for number in numbers) for numbers in kept)
         items.append(Item(label_of[values[1]], photo, path, image, of_kept))
     return Listing(items, classes, hashed.hexdigest(), columns=tuple(columns.kept))
 
@@ -184,8 +194,8 @@ class _Images:
         self._root = root
         self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
 
-    def status(self, path: str) -> os.stat_result:
-        """The size and time of an image."""
+    def find(self, path: str) -> Found:
+        """The place of an image, and the file's size and time."""
         if path != posixpath.normpath(path) or path.startswith(("/", "../")):
             raise ValueError(
                 f"{path!r} is not a plain path below {self._root}: write it relative to "
@@ -205,7 +215,8 @@ class _Images:
                 f"{self._root / path} is a link, which is not followed, or no file: put the image "
                 "itself there"
             )
-        return entry.stat(follow_symlinks=False)
+        status = entry.stat(follow_symlinks=False)
+        return Place(f"{self._root}/{path}"), f"{status.st_size} {status.st_mtime_ns}"
 
     def _entries(self, folder: str) -> dict[str, os.DirEntry[str]]:
         try:
@@ -213,6 +224,48 @@ class _Images:
                 return {entry.name: entry for entry in entries}
         except (FileNotFoundError, NotADirectoryError):
             return {}
+
+
+class _Held:
+    """The images in a column of a Parquet file."""
+
+    def __init__(self, table: Path) -> None:
+        self._stamp = shards.fingerprint_of(table)
+        self._places: dict[str, parquet.Row] = {}
+
+    def find(self, path: str) -> Found:
+        return self._places[path], self._stamp
+
+    def rows(self, table: Path, names: Sequence[str]) -> Iterator[Row]:
+        """Yields rows as readers do. names: first, the column of images.
+
+        An image's path is its file and row; numbers of a `ClassLabel` are replaced by their names.
+        """
+        image, *others = names
+        features = parquet.features(table)
+        _check_columns(table, pq.read_schema(table).names, names)
+        named = [parquet.class_names({name: features.get(name)}) for name in others]
+        classes = [shards.checked_names(table, each) if each else () for each in named]
+        for place, _, values in parquet.images(table, image, others):
+            path, number = f"{table.name}/{place.number:06}", place.number + 1
+            texts = _texts(table, number, others, values)
+            for index, (value, known) in enumerate(zip(values, classes, strict=True)):
+                if known and isinstance(value, int):
+                    if not 0 <= value < len(known):
+                        raise ValueError(
+                            f"{_where(table, number)}: {others[index]} is {value}, but there are "
+                            f"{len(known)} names"
+                        )
+                    texts[index] = known[value]
+            self._places[path] = place
+            yield number, [path, *texts]
+
+
+def _each(tables: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Each file of the tables, and its table's value of the given column."""
+    for value, table in tables.items():
+        for file in shards.of(table) or [table]:
+            yield value, file
 
 
 def _rows(

@@ -11,6 +11,7 @@ import pytest
 
 from loaders import folders, tables
 from loaders.tables import Columns
+from loaders.trees import Place
 
 PLAIN = Columns("path", "label")
 ROWS = [["b/2.png", "b", "east"], ["a/1.png", "a", "west"], ["a/0.png", "a", "east"]]
@@ -178,8 +179,8 @@ def test_a_photos_file_name_counts_without_its_suffix(tmp_path, monkeypatch):
 def test_a_hundred_thousand_rows_take_seconds(tmp_path, monkeypatch):
     """The images' folders are read once each; here one image stands for all."""
     (tmp_path / "0.png").write_bytes(b"")
-    status = os.stat(tmp_path / "0.png")
-    monkeypatch.setattr(tables._Images, "status", lambda *_: status)
+    found = Place(str(tmp_path / "0.png")), ""
+    monkeypatch.setattr(tables._Images, "find", lambda *_: found)
     rows = "".join(f"{i % 1000}/{i}.png,{i % 1000},x\n" for i in range(100_000))
     (tmp_path / "t.csv").write_text("path,label,region\n" + rows, encoding="utf-8")
     began = time.process_time()

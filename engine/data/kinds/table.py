@@ -21,13 +21,16 @@ GIVEN = "split"  # the column of tables that are given by split
 class Recipe(DatasetRecipe):
     """Where the table is, and what its columns mean; images are below `root`."""
 
-    # .csv, .parquet, .jsonl, or .txt with lines `path label`, below root unless absolute. By split,
-    # such as {train: a.txt, test: b.txt}, several are one table with the column `split`
+    # .csv, .parquet, .jsonl, or .txt with lines `path label`, below root unless absolute; a pattern
+    # such as data/*.parquet is several files. By split, such as {train: a.txt, test: b.txt}, they
+    # are one table with the column `split`
     table: str | dict[str, str] = marked(PACK, "")
-    path_column: str = marked(PACK, "path")  # column of the image's path, below root
+    # column of the image's path, below root, or of the images themselves in a parquet file
+    path_column: str = marked(PACK, "path")
     label_column: str = marked(PACK, "label")  # column of the class
     source_column: str = marked(PACK, "")  # photo that an image shows; empty: each its own
-    columns: list[str] = marked(PACK, list)  # kept with the images, such as a domain
+    # kept with the images, such as a domain; a+b joins the values of two columns
+    columns: list[str] = marked(PACK, list)
     # the rows of the dataset: those with these values, by column
     where: dict[str, list[str]] = marked(PACK, dict)
 
@@ -46,7 +49,7 @@ class Recipe(DatasetRecipe):
 
 
 class Kind(folder.Kind):
-    """The rows of a table whose images are below `dataset.root`."""
+    """The rows of a table whose images are below `dataset.root`, or in the table."""
 
     dataset: Recipe  # pyright: ignore[reportIncompatibleVariableOverride]
     read_rows: ClassVar[Sequence[tables.Reader]] = ()  # reads the file; empty: by its suffix

@@ -276,15 +276,19 @@ def test_imagenet_d(tmp_path):
 
 
 PLANNED = {  # published images, classes and, with a published split, held-out images of upstream
+    "camelyon17": (335_996, 2, 33_560),
     "cifar100_c": (50_000, 100, 0),
     "cifar10_c": (50_000, 10, 0),
     "domainnet": (172_947, 345, 52_041),
     "domainnet_126": (69_622, 126, 0),
+    "domainnet_hub": (172_947, 345, 52_041),
     "fmow": (99_673, 62, 22_810),
     "iwildcam": (145_277, 182, 15_468),
     "office_home": (4357, 65, 0),
     "pacs": (2048, 7, 0),
+    "pacs_hub": (2048, 7, 0),
     "vlcs": (3376, 5, 0),
+    "waterbirds": (5994, 2, 1199),
 }
 
 
