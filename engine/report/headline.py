@@ -61,6 +61,8 @@ def lead(results: Results) -> str:
     has_unions = any(UNION in name for name in results.grid.downstreams)
     of_columns = f"each of {count} {'datasets or unions' if has_unions else 'datasets'} in turn"
     trained_on = of_columns if count > 1 else results.grid.downstreams[0]
+    if all(map(results.left_out, results.grid.downstreams)):
+        trained_on = f"all but one of {len(results.grid.sets)} datasets in turn"
     text = (
         f"Every {what} fine-tunes the pretrained {listed(models)} on {trained_on} and is "
         f"evaluated on {results.measured_on}; mRI is the mean change in "

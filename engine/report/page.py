@@ -28,8 +28,7 @@ from loaders.files.durable import short_digest
 from loaders.files.root import Root
 
 BUNDLE = "window.vegaEmbed = vegaEmbed;"  # the part of Vega-Lite that the page's script uses
-ROWS = 15  # of a table that are shown initially
-FEW = 10  # rows of a table without a filter
+ROWS = 20  # of a table that are shown initially; a longer one has filters
 FILTERS = ("model", "method", "variant", "against", "downstream", "evaluated_on", "change")
 
 
@@ -104,11 +103,11 @@ def _view(table: Table) -> dict[str, Any]:
     """A table for the page: numbers as CSV, displayed texts and, for long tables, filters: the
     values of a column by its index."""
     equal = columns.equal(table.data) if table.hides_equal else []
-    shown, many = columns.shown(table.data.drop(columns=equal)), len(table.data) > FEW
+    shown, many = columns.shown(table.data.drop(columns=equal)), len(table.data) > ROWS
     values = {k: list(dict.fromkeys(column.texts)) for k, column in enumerate(shown)}
     return {
         "csv": csv(table.data, charts.DIGITS),
-        "heads": [column.head for column in shown],
+        "heads": [table.heads.get(column.name, column.head) for column in shown],
         "numeric": [column.is_numeric for column in shown],
         "above": [
             [title, *columns.percentages(shown[1:], row)] for title, row in table.above.items()

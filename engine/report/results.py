@@ -293,7 +293,10 @@ class Results:
 
     @property
     def measured_on(self) -> str:
-        """The datasets that RI averages over: `the 7 other datasets`, or `the 8 datasets`."""
+        """The datasets that RI averages over: `the 7 other datasets`, `the 8 datasets`, or `the
+        dataset left out`."""
+        if all(map(self.left_out, self.grid.downstreams)):
+            return "the dataset left out"
         sets, columns = {*self.grid.sets}, [{*trained_sets(of)} for of in self.grid.downstreams]
         others = {len(sets - column) for column in columns}
         if len(others) == 1 and all(column <= sets for column in columns):

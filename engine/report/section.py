@@ -36,7 +36,7 @@ class Table:
 
     best: columns whose largest number is bold in LaTeX. hides_equal: whether the page leaves out
     columns that are equal in all rows. above: rows of percentages by title and column, which the
-    page shows above the others.
+    page shows above the others. heads: names of columns on the page, where they differ.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Table:
     best: Sequence[str] = ()
     hides_equal: bool = False
     above: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    heads: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

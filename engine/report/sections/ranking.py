@@ -10,7 +10,7 @@ import pandas
 
 from engine.measures.bootstrap import SIGNIFICANT
 from engine.measures.comparisons import compare_pairs
-from engine.measures.rows import trained_sets
+from engine.measures.rows import UNION, trained_sets
 from engine.measures.tables import extremes, groups, ordered, rows, with_ends
 from engine.report import charts, tuning
 from engine.report.columns import between
@@ -216,6 +216,11 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],
         above=above,
+        heads={
+            f"{name}_pts": results.head(name)
+            for name in results.downstreams(model)
+            if UNION in name
+        },
     )
 
 
