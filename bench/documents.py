@@ -64,18 +64,18 @@ def table(results: Results) -> str:
 def compared(results: Results) -> str:
     """How far each row is below the one with the highest mRI, with Holm's p."""
     best, pairs = _pairs(results)
-    lines = [f"| method | mRI below {best}'s | corrected p |", "| --- | --- | --- |"]
+    lines = [f"| method | mRI below {best}'s | adjusted p |", "| --- | --- | --- |"]
     for name, pair in sorted(pairs, key=lambda of: -of[1]["difference_pts"]):
         ends = ("difference_pts", "difference_high", "difference_low")
         less, low, high = (rounded(-pair[end]) for end in ends)
-        lines.append(f"| {name} | {less} [{low}, {high}] | {p_value(pair['p_corrected'])} |")
+        lines.append(f"| {name} | {less} [{low}, {high}] | {p_value(pair['adjusted_p'])} |")
     return f"{best} has the highest mRI{results.one_training}.\n\n" + "\n".join(lines)
 
 
 def separated(results: Results) -> str:
     """How many rows the one with the highest mRI is significantly ahead of, and which."""
     best, pairs = _pairs(results)
-    ahead = [name for name, pair in pairs if pair["p_corrected"] < SIGNIFICANT]
+    ahead = [name for name, pair in pairs if pair["adjusted_p"] < SIGNIFICANT]
     text = f"{best} has the highest mRI and is significantly ahead of"
     text += f" {len(ahead)} of the {len(pairs)} others"
     text += f": {listed(ahead)}." if ahead else "."

@@ -167,8 +167,8 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
         held.setdefault(kind, []).append(holds)
         if {grid.arms[row.arm].method, grid.arms[row.against].method} == {"b", "same as b"}:
             held.setdefault(f"equal, p < 0.05: {kind}", []).append(row.p < 0.05)
-            claims[kind] = claims.get(kind, False) or row.p_corrected < 0.05
-    return held | {f"equal, corrected p < 0.05: {kind}": [claim] for kind, claim in claims.items()}
+            claims[kind] = claims.get(kind, False) or row.adjusted_p < 0.05
+    return held | {f"equal, adjusted p < 0.05: {kind}": [claim] for kind, claim in claims.items()}
 
 
 def _holds(table: pandas.DataFrame, truth: np.ndarray) -> list[bool]:

@@ -184,10 +184,10 @@ def compare(*names: str | Path, settings: Sequence[Settings] = ()) -> pandas.Dat
     lists their columns), or campaigns, `CAMPAIGN/METHOD` or `CAMPAIGN/METHOD/DATASET`. settings:
     of campaigns that are given by name. Columns: a, b, set (empty: the mean over sets, or mRI),
     quantity with its unit, a_mean, b_mean, difference (b - a) with its 95% interval (low, high), p,
-    p_corrected (Holm, over pairs or over pairs and sets), least (the smallest difference that is
-    found with a power of 80%), images, only_a and only_b (images left out), sources (their
-    effective number), seeds, test and notes (what tables leave unknown). Raises ValueError for
-    tables that cannot be compared and CampaignError as `results`.
+    adjusted_p (Holm, over pairs or over pairs and sets), minimum_detectable_difference (with a
+    power of 80%), images, only_a and only_b (images left out), sources (their effective number),
+    seeds, test and notes (what tables leave unknown). Raises ValueError for tables that cannot be
+    compared and CampaignError as `results`.
     """
     from engine.commands import compare as command
     from engine.recipe.overrides import parsed

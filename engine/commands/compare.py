@@ -82,15 +82,15 @@ def text(table: pandas.DataFrame) -> str:
             f"{row['difference']:+.2f}",
             f"[{row['low']:+.2f}, {row['high']:+.2f}]",
             p_value(row["p"]),
-            p_value(row["p_corrected"]),
-            f"{row['least']:.2f}",
+            p_value(row["adjusted_p"]),
+            f"{row['minimum_detectable_difference']:.2f}",
             f"{row['images']:,}",
         ]
         for row in table.to_dict("records")
     ]
     title = " ".join(_notes(table))
-    heads = ["B - A", "number", "A", "B", "difference", "95% interval", "p", "corrected p"]
-    return console.text(title, [*heads, "detectable", "images"], rows)
+    heads = ["B - A", "number", "A", "B", "difference", "95% interval", "p", "adjusted p"]
+    return console.text(title, [*heads, "minimum detectable difference", "images"], rows)
 
 
 def _of_what(row: Mapping[Any, Any]) -> str:
@@ -108,8 +108,8 @@ def _notes(table: pandas.DataFrame) -> Iterator[str]:
     sets = len(table) // len(overall) - 1
     if sets > 0:
         yield f"A number without a dataset is a mean over {sets} datasets."
-    yield f"Test: {', '.join(table['test'].unique())}; corrected p: Holm."
-    yield "Detectable: the smallest difference that this much data detects with a power of 80%."
+    yield f"Test: {', '.join(table['test'].unique())}; adjusted p: Holm."
+    yield "Minimum detectable difference: the smallest that a test detects with a power of 80%."
     if first["seeds"] == 1 and first["test"] == TEST:
         yield "One training seed: another training may differ by more."
     if table["sources"].min() < FEW:
@@ -129,15 +129,15 @@ def verdict(row: Mapping[Any, Any]) -> str:
     from engine.measures.seeds import ROUNDING
 
     a, b = row["a"], row["b"]
-    if row["least"] < ROUNDING:
+    if row["minimum_detectable_difference"] < ROUNDING:
         return f"{a} and {b} have equal scores on all {row['images']:,} images."
     span = f"95% interval {row['low']:+.2f} to {row['high']:+.2f}"
-    if row["p_corrected"] < SIGNIFICANT:
+    if row["adjusted_p"] < SIGNIFICANT:
         better = "better" if row["difference"] > 0 else "worse"
         return f"{b} is {better} than {a} by {abs(row['difference']):.2f} ({span})."
     return (
         f"No difference between {a} and {b} is shown ({span}); with this much data, one of "
-        f"{row['least']:.2f} would be detected in 80% of cases."
+        f"{row['minimum_detectable_difference']:.2f} would be detected in 80% of cases."
     )
 
 

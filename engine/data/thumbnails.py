@@ -20,7 +20,7 @@ ROOM = 300_000  # bytes of a report's thumbnails, which base64 makes 400,000
 
 
 def of_changes(packs: Mapping[str, Pack], tests: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
-    """WebP files of the images that models gained and lost, by dataset and index in its pack, as
+    """WebP files of the images that models flipped or dispute, by dataset and index in its pack, as
     far as there is room. packs: of the evaluated datasets. tests: evaluations on them."""
     shown: dict[str, dict[str, str]] = {name: {} for name in packs}
     left = ROOM

@@ -224,7 +224,7 @@ def _sentences(results: CampaignResults, of_row: Sequence[Number]) -> Iterator[s
     """RI and mRI with their conditions."""
     seeds = f", means over {len(results.seeds)} training seeds" * (len(results.seeds) > 1)
     for number in of_row:
-        points = f"{signed(number.value)} points (95% CI {bounds(number.low, number.high)})"
+        points = f"{signed(number.value)} points (95% interval {bounds(number.low, number.high)})"
         if number.quantity == "RI" and number.downstream:
             yield f"RI of this model{seeds}: {points}. The interval covers {results.intervals}."
         if number.quantity == "mRI":

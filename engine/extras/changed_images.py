@@ -1,4 +1,4 @@
-"""Images that fine-tuning gained and lost, and that methods dispute.
+"""Images that fine-tuning flips between right and wrong, and that methods dispute.
 
 The page shows thumbnails if the dataset's licence allows them.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import pandas
 
 from engine.measures import image_changes
-from engine.measures.image_changes import DISPUTED, GAINED, MOST
+from engine.measures.image_changes import DISPUTED, MOST, POSITIVE
 from engine.measures.rows import TEST, of_role
 from engine.report.results import Results
 from engine.report.section import Picture, Section, Table
 
 
 def section(results: Results) -> Section | None:
-    """The images that most models gained or lost; None if the record does not name the classes."""
+    """The images that most models flipped; None if the record does not name the classes."""
     changes = image_changes.of(of_role(results.evaluations, TEST))
     if not changes or not results.record.classes:
         return None
@@ -32,28 +32,29 @@ def section(results: Results) -> Section | None:
     for row in data.to_dict("records"):
         on, change = row["evaluated_on"], row["change"]
         if webp := results.record.thumbnails.get(on, {}).get(str(row["image"])):
-            answer = f"{row['before']} before" if change == GAINED else f"{row['after']} after"
-            verb = "right" if change == DISPUTED else change
-            alt = f"{row['class']}: {answer}; {verb} by {row['models']} of {row['of']} models"
+            answer = f"{row['before']} before" if change == POSITIVE else f"{row['after']} after"
+            what = "right" if change == DISPUTED else change
+            alt = f"{row['class']}: {answer}; {what} by {row['models']} of {row['of']} models"
             gallery = pictures.setdefault(f"{on}: {change}{results.of(row['model'])}", [])
             gallery.append(Picture(alt, f"data:image/webp;base64,{webp}"))
     changed = [change for change in changes if change.change != DISPUTED]
     most = max(changed, key=lambda change: change.rows / change.of)
+    way = "wrong to right" if most.change == POSITIVE else "right to wrong"
     return Section(
         "images",
-        f"{most.rows} of {most.of} models {most.change} the same image of {most.evaluated_on}",
-        "A model gains an image if it is right and the pretrained model was wrong, and loses it in "
-        "the opposite case; an image is disputed if some methods are right on it more often than "
+        f"{most.rows} of {most.of} models flip the same image of {most.evaluated_on} from {way}",
+        "Positive flip: the pretrained model is wrong, and the fine-tuned model right; negative "
+        "flip: the opposite. An image is disputed if some methods are right on it more often than "
         "others. Weight averages are not counted, because they share their trainings. Pictures "
         "appear if the dataset's licence allows it (dataset.thumbnails) and there is room.",
         tables=[
             Table(
                 "images",
-                f"Per dataset, at most {MOST} images that most models gained, {MOST} that most "
-                f"lost, and {MOST} on which two methods differ most. image: index in the pack. "
-                "before: the pretrained model's prediction; after: the most frequent prediction of "
-                "models that gained or lost it, or are wrong on a disputed one. models: how many "
-                "trained models (averages excluded) gained or lost it, or are right on a disputed "
+                f"Per dataset, at most {MOST} images with most positive flips, {MOST} with most "
+                f"negative flips, and {MOST} on which two methods differ most. image: index in the "
+                "pack. before: the pretrained model's prediction; after: the most frequent "
+                "prediction of models that flipped it, or are wrong on a disputed one. models: how "
+                "many trained models (averages excluded) flipped it, or are right on a disputed "
                 "one.",
                 data,
             )

@@ -2,7 +2,7 @@
 
 Two methods see the same images, so their difference has less variance than either mRI, and
 overlapping intervals of mRI show nothing. Ten methods have 45 pairs, of which about two would be
-significant by chance; Holm's correction accounts for that.
+significant by chance; Holm's adjustment accounts for that.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from engine.measures.seeds import SeedError
 MOST = 100  # seeds
 COMPARED = [  # columns of `compare_pairs`
     *("a", "b", "set", "quantity", "a_mean", "b_mean", "difference", "low", "high"),
-    *("p", "p_corrected", "least", "images", "only_a", "only_b", "sources", "seeds", "test"),
-    "notes",
+    *("p", "adjusted_p", "minimum_detectable_difference", "images", "only_a", "only_b"),
+    *("sources", "seeds", "test", "notes"),
 ]
 
 
@@ -33,12 +33,12 @@ def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
     Population: `bootstrap`.
 
     Columns: arm and against, evaluated_on (empty: mRI), difference_pts and its bounds, p, and
-    p_corrected by Holm: over all pairs for mRI, over all pairs and datasets for datasets.
+    adjusted_p by Holm: over all pairs for mRI, over all pairs and datasets for datasets.
     """
     tables = []
     for means, names in _means(grid, grid.ri_cells):
         table = _differences(means, _pairs(grid, arms), names).tested("difference_pts")
-        tables.append(table.assign(p_corrected=holm(table["p"].to_numpy())))
+        tables.append(table.assign(adjusted_p=holm(table["p"].to_numpy())))
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -49,7 +49,7 @@ def compare_pairs(
     as in `compare`; with `downstream`, in RI and accuracy after fine-tuning on that dataset.
 
     shown: arms over which the variance over seeds is pooled, as far as they are alike. Columns:
-    `COMPARED`, where a and b are arms. p_corrected is over the pairs, on datasets over pairs and
+    `COMPARED`, where a and b are arms. adjusted_p is over the pairs, on datasets over pairs and
     datasets.
     """
     cells = grid.ri_cells
@@ -65,16 +65,19 @@ def compare_pairs(
     for means, names in _means(grid, cells):
         count = len(pairs) * len(names)
         differences = _differences(means, [(b, a) for a, b in family.values()], names)
-        least = paired.least_difference([differences.images, differences.seeds()], count)
-        sources = differences.images.freedom + 1
-        table = differences.tested("difference_pts").assign(least=least, sources=sources)[:count]
-        table.columns = ["b", "a", "set", "difference", "low", "high", "p", "least", "sources"]
+        variances = [differences.images, differences.seeds()]
+        table = differences.tested("difference_pts")
+        table.columns = ["b", "a", "set", "difference", "low", "high", "p"]
+        table = table.assign(
+            minimum_detectable_difference=paired.minimum_detectable_difference(variances, count),
+            sources=differences.images.freedom + 1,
+        )[:count]
         keys = means.keys.itertuples(index=False, name=None)
         values = dict(zip(keys, means.values(), strict=True))
         for side in "ab":
             keys = zip(table[side], table["set"], strict=True)
             table[f"{side}_mean"] = [values[key] for key in keys]
-        tables.append(table.assign(p_corrected=holm(table["p"].to_numpy())))
+        tables.append(table.assign(adjusted_p=holm(table["p"].to_numpy())))
     table = pandas.concat(tables, ignore_index=True)
     images = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")["n"]
     images[""] = images.sum()
@@ -133,12 +136,12 @@ def alike_groups(arms: Sequence[int], differing: Iterable[tuple[int, int]]) -> l
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values [K], corrected for multiple testing (Holm 1979): at a threshold of 0.05, the
+    """p-values [K], adjusted for multiple testing (Holm 1979): at a threshold of 0.05, the
     probability of any false positive is at most 5% under any dependence."""
     order = np.argsort(p)
-    corrected = np.empty(len(p))
-    corrected[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
-    return np.minimum(1.0, corrected)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
+    return np.minimum(1.0, adjusted)
 
 
 @dataclass(frozen=True)
@@ -154,16 +157,16 @@ class Errors:
 
     @property
     def comparisons(self) -> int:
-        """The number of pairs, for which p is corrected."""
+        """The number of pairs, for which p is adjusted."""
         return self.rows * (self.rows - 1) // 2
 
     def difference(self, count: int) -> float:
         """The smallest difference in points that a test of all rows with this number of seeds
-        detects (`paired.least_difference`); a single seed has a seed replicate."""
+        detects (`paired.minimum_detectable_difference`); a single seed has a seed replicate."""
         freedom = max(count - 1, 1) * max(self.rows - 1, 1)
         error = SeedError(np.array([self.seeds**2 / count]), np.array([freedom]))
         images = ImageError(np.array([self.images**2]), np.array([self.sources - 1]))
-        least = paired.least_difference([images, error], self.comparisons)
+        least = paired.minimum_detectable_difference([images, error], self.comparisons)
         return float(least[0])
 
     def needed(self, points: float) -> int | None:

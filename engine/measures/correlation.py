@@ -21,7 +21,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Correlation:
-    """A coefficient over `units`, its two-sided p, and the bounds of its 95% CI. The
+    """A coefficient over `units`, its two-sided p, and the bounds of its 95% interval. The
     coefficient is NaN if a variable does not vary or there is one unit; the bounds are NaN if there
     are too few units."""
 
@@ -32,7 +32,7 @@ class Correlation:
     high: float = math.nan
 
     def __str__(self) -> str:
-        ends = "" if math.isnan(self.low) else f", 95% CI {self.low:+.2f} to {self.high:+.2f}"
+        ends = "" if math.isnan(self.low) else f", 95% interval {self.low:+.2f} to {self.high:+.2f}"
         p = "p < 0.001" if self.p < 0.001 else f"p {self.p:.3f}"
         return f"{self.value:+.2f} ({p}{ends})".replace("-", "\N{MINUS SIGN}")
 

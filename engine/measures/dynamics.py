@@ -84,9 +84,9 @@ def claim(
     low, high = seeds.widened(fall, ends, seeds.of_mean(of_seeds), level)[:, 0].tolist()
     row = {
         "peak": steps[peak],
-        "peak_ood": float(ood[peak]),
+        "peak_OOD": float(ood[peak]),
         "saturation": steps[saturation],
-        "saturation_ood": float(ood[saturation]),
+        "saturation_OOD": float(ood[saturation]),
         "best": steps[best],
         "fall": float(fall[0]),
         "fall_low": low,

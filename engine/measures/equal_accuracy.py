@@ -22,8 +22,8 @@ def against_curve(grid: Grid, points: Sequence[int], arms: Sequence[int]) -> pan
     """Compare arms with a curve (both by index in `grid.arms`).
 
     points: the curve's arms in the order of alpha. Returns one row per arm: arm;
-    on_downstream_dataset_pct and on_other_datasets_pct, its accuracies;
-    curve_on_other_datasets_pct, that of the curve at equal downstream accuracy (the highest if
+    downstream_accuracy_pct and OOD_accuracy_pct, its accuracies;
+    curve_OOD_accuracy_pct, that of the curve at equal downstream accuracy (the highest if
     there are several such points, NaN if there is none); difference_pts, the arm minus the curve,
     and the bounds of its paired interval. In draws that a curve does not reach, its nearest point
     counts.
@@ -54,9 +54,9 @@ def against_curve(grid: Grid, points: Sequence[int], arms: Sequence[int]) -> pan
     ends = np.where(np.isnan(curve), np.nan, ends)
     table = {
         "arm": list(arms),
-        "on_downstream_dataset_pct": values[0, count:],
-        "on_other_datasets_pct": other,
-        "curve_on_other_datasets_pct": curve,
+        "downstream_accuracy_pct": values[0, count:],
+        "OOD_accuracy_pct": other,
+        "curve_OOD_accuracy_pct": curve,
     }
     names = with_ends("difference_pts")
     return pandas.DataFrame(table | dict(zip(names, (other - curve, *ends), strict=True)))

@@ -1,4 +1,4 @@
-"""Images of a dataset that fine-tuning gains and loses, and those on which methods disagree.
+"""Images of a dataset that fine-tuning flips, and those on which methods disagree.
 
 Averages of models, such as WiSE-FT's, are not counted: they would count a training twice.
 """
@@ -14,19 +14,20 @@ import numpy as np
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import PRE, Evaluation, pretrained
 
-GAINED, LOST, DISPUTED = "gained", "lost", "disputed"
+POSITIVE, NEGATIVE, DISPUTED = "positive flip", "negative flip", "disputed"
 MOST = 8  # images per dataset and change
 
 
 @dataclass(frozen=True)
 class ImageChange:
-    """An image whose prediction some rows changed: from wrong to right (`GAINED`), or from right to
-    wrong (`LOST`); or one that some methods get right more often than others (`DISPUTED`).
+    """An image whose prediction some rows changed: from wrong to right (`POSITIVE`), or from
+    right to wrong (`NEGATIVE`); or one that some methods get right more often than others
+    (`DISPUTED`).
 
     index: in the dataset's pack. label, before, after: classes, as positions in the head's order;
-    `after` is the most frequent prediction of the rows that gained or lost it, or that get a
-    disputed one wrong. rows: the number of models (one per row, column and seed) that gained or
-    lost it, or get a disputed one right, out of `of`. by_method: `rows` by method.
+    `after` is the most frequent prediction of the rows that flipped it, or that get a disputed
+    one wrong. rows: the number of models (one per row, column and seed) that flipped it, or get a
+    disputed one right, out of `of`. by_method: `rows` by method.
     """
 
     model: str
@@ -42,9 +43,9 @@ class ImageChange:
 
 
 def of(evaluations: Sequence[Evaluation]) -> list[ImageChange]:
-    """The images that the rows of each model changed, by dataset: those that most rows gained, then
-    those that most lost, then those on which two methods differ most in how many of their rows are
-    right; ties in the order of the dataset.
+    """The images that the rows of each model changed, by dataset: those with most positive flips,
+    then those with most negative flips, then those on which two methods differ most in how many of
+    their rows are right; ties in the order of the dataset.
 
     Reads the predictions of the shown, trained rows fine-tuned on other datasets.
     """
@@ -68,12 +69,12 @@ def _of_set(rows: Sequence[Evaluation]) -> list[ImageChange]:
     top1_RN = np.stack([bank.add(row.path).top1.astype(np.int32) for row in (before, *after)])
     index_N, label_N = (bank.images[name].to_numpy() for name in ("index", "label"))
     was_right_N, is_right_RN = top1_RN[0] == label_N, top1_RN[1:] == label_N
-    gained_RN, lost_RN = is_right_RN & ~was_right_N, ~is_right_RN & was_right_N
+    to_right_RN, to_wrong_RN = is_right_RN & ~was_right_N, ~is_right_RN & was_right_N
     method_R = np.array([row.method for row in after])
     rate_MN = np.stack([is_right_RN[method_R == method].mean(axis=0) for method in {*method_R}])
     cases = {  # by change: which rows made it, and what the images are ranked by
-        GAINED: (gained_RN, gained_RN, gained_RN.sum(axis=0)),
-        LOST: (lost_RN, lost_RN, lost_RN.sum(axis=0)),
+        POSITIVE: (to_right_RN, to_right_RN, to_right_RN.sum(axis=0)),
+        NEGATIVE: (to_wrong_RN, to_wrong_RN, to_wrong_RN.sum(axis=0)),
         DISPUTED: (is_right_RN, ~is_right_RN, np.ptp(rate_MN, axis=0)),
     }
     changes = []

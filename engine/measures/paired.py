@@ -35,7 +35,7 @@ from engine.measures.seeds import SeedError
 
 TEST = "paired t test"
 LEAST_P = 1e-15
-POWER = 0.8  # probability of detecting `least_difference`
+POWER = 0.8  # probability of detecting `minimum_detectable_difference`
 EXACT = 1e-9  # points by which sums of equal scores can differ
 FEW = 4  # degrees of freedom
 HALVINGS = 60  # of the interval of log p
@@ -132,9 +132,9 @@ def tested(values: np.ndarray, errors: Sequence[Error]) -> tuple[np.ndarray, np.
     return np.stack([values - half, values + half]), p
 
 
-def least_difference(errors: Sequence[Error], comparisons: int = 1) -> np.ndarray:
+def minimum_detectable_difference(errors: Sequence[Error], comparisons: int = 1) -> np.ndarray:
     """The smallest differences [K] that `tested` detects with a probability of 80%, at a level of
-    5% corrected for the number of comparisons, as the first step of Holm's procedure."""
+    5% adjusted for the number of comparisons, as the first step of Holm's procedure."""
     return half_width(errors, 1 - (1 - LEVEL) / comparisons) + half_width(errors, 2 * POWER - 1)
 
 

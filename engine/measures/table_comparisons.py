@@ -22,7 +22,7 @@ def compare_scores(tables: Sequence[ScoreTable]) -> pandas.DataFrame:
     table = pandas.concat(pairs, ignore_index=True)
     family = table["set"] == ""
     for rows in (family, ~family):
-        table.loc[rows, "p_corrected"] = holm(table.loc[rows, "p"].to_numpy())
+        table.loc[rows, "adjusted_p"] = holm(table.loc[rows, "p"].to_numpy())
     return table[COMPARED]
 
 
@@ -47,6 +47,7 @@ def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
         found = paired.difference(of_a, of_b, of_sets, codes[chosen], same_seeds=same_seeds)
         family = comparisons * (len(every) if name else 1)
         half = found.half_width()
+        detectable = paired.minimum_detectable_difference(found.errors, family).item()
         means = [
             pandas.Series(of.mean(axis=0)).groupby(of_sets).mean().mean() for of in (of_a, of_b)
         ]
@@ -63,7 +64,7 @@ def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
                 "low": found.value - half,
                 "high": found.value + half,
                 "p": found.p,
-                "least": paired.least_difference(found.errors, family).item(),
+                "minimum_detectable_difference": detectable,
                 "images": len(chosen),
                 "only_a": only[0] - len(chosen),
                 "only_b": only[1] - len(chosen),

@@ -37,8 +37,8 @@ def heading(title: str, results: Results) -> str:
 
 
 def finding(results: Results, model: str) -> str:
-    """The result in one sentence: the highest mRI, its 95% CI, and the mRI of plain fine-tuning, or
-    of the runner-up."""
+    """The result in one sentence: the highest mRI, its 95% interval, and the mRI of plain
+    fine-tuning, or of the runner-up."""
     ranked = results.ranked(model)
     if ranked.empty:
         return "No method has been fine-tuned on every dataset yet."
@@ -79,7 +79,7 @@ def lead(results: Results) -> str:
     if len(models) > 1 or not results.family or tuning.is_varied(results):
         return text
     return (
-        f"{told_apart(results, models[0])} (paired tests at {SIGNIFICANT:.0%}, corrected for "
+        f"{told_apart(results, models[0])} (paired tests at {SIGNIFICANT:.0%}, adjusted for "
         f"{counted('comparison', results.family)}; "
         f"{results.seeds}). The interval of the highest mRI is not adjusted for the selection of "
         f"the method. {text}"
@@ -90,10 +90,10 @@ def told_apart(results: Results, model: str) -> str:
     """Which methods do not differ significantly from the best. With a single training, the
     statement is about that training.
 
-    Uses the corrected p, because any method could have been the best one.
+    Uses the adjusted p, because any method could have been the best one.
     """
     best, *others = rows(results.ranked(model))
-    p = results.against(best.arm)["p_corrected"]
+    p = results.against(best.arm)["adjusted_p"]
     if not any(row.arm in p for row in others):
         return (
             f"No other method has the setting of {best.method}, so there is no comparison with it"

@@ -58,8 +58,8 @@ class Results:
     arms: one row per arm, by model in table order, including interpolations at every alpha. arm:
     its index in the grid's arms. method: its title; key: the method's name. shown: whether tables
     show it. Numbers in percent and points with the bounds of their intervals: mRI_pts;
-    on_downstream_dataset_pct, mean accuracy on the downstream datasets (of a union, the mean over
-    its datasets), missing if one is not evaluated; on_other_datasets_pct; change_upstream_pts, mean
+    downstream_accuracy_pct, mean accuracy on the downstream datasets (of a union, the mean over
+    its datasets), missing if one is not evaluated; OOD_accuracy_pct; change_upstream_pts, mean
     change on the upstream dataset after fine-tuning on others, missing if it was not evaluated.
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). published: numbers
@@ -232,7 +232,7 @@ class Results:
         pairs = self.comparisons.query("evaluated_on == '' and arm in @arms and against in @arms")
         if len(arms) < 2 or len(pairs) < comb(len(arms), 2):
             return {}
-        differing = pairs[pairs["p_corrected"] < SIGNIFICANT][["arm", "against"]]
+        differing = pairs[pairs["adjusted_p"] < SIGNIFICANT][["arm", "against"]]
         groups = alike_groups(arms, differing.itertuples(index=False, name=None))
         if len(groups) > len(string.ascii_lowercase):
             return {}
@@ -241,7 +241,7 @@ class Results:
 
     @property
     def family(self) -> int:
-        """The number of comparisons for which p of mRI is corrected."""
+        """The number of comparisons for which p of mRI is adjusted."""
         return int((self.comparisons["evaluated_on"] == "").sum())
 
     @property
@@ -405,7 +405,7 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     upstream = numbers[numbers["evaluated_on"] == grid.upstream].query("downstream == ''")
     parts = [
         _part(by_arm, "change_pts", "mRI_pts"),
-        _part(by_arm, "accuracy_pct", "on_other_datasets_pct"),
+        _part(by_arm, "accuracy_pct", "OOD_accuracy_pct"),
     ]
     if len(forgotten := _part(upstream, "change_pts", "change_upstream_pts").dropna()):
         parts.append(forgotten)
@@ -413,7 +413,7 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
         counts = cells["downstream"].isin(grid.downstreams)
         on_downstream = cells[counts & cells["on_downstream"]]
         means = grid.mean(on_downstream, ["arm"])
-        parts.insert(1, means.table("on_downstream_dataset_pct", clip=True))
+        parts.insert(1, means.table("downstream_accuracy_pct", clip=True))
     table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), parts)
     table = table.merge(cells.drop_duplicates("arm")[["arm", "headline"]], on="arm")
     arms = [grid.arms[k] for k in table["arm"]]

@@ -41,7 +41,7 @@ def _ri(results: Results, model: str) -> str:
     names, record = results.downstreams(model), results.record
     ri = results.ri.set_index(["arm", "downstream"])["RI_pts"]
     disjoint = results.disjoint.set_index("arm")["disjoint_mRI_pts"]
-    head = ["", *map(results.head, names), "mRI", "95% CI"]
+    head = ["", *map(results.head, names), "mRI", "95% interval"]
     title = (
         f"{model} on {record.benchmark}, version {record.version}\n"
         f"RI: mean change in accuracy on {results.measured_on}, in points, after "
@@ -94,7 +94,7 @@ def _groups(results: Results, model: str) -> Iterator[str]:
         yield console.text(
             f"{model} on {name}: accuracy, macro F1 and each column's worst group, "
             "in percent; means over models that were not fine-tuned on the dataset.",
-            ["", "accuracy", "macro F1", "column", "worst group", "its accuracy", "95% CI"],
+            ["", "accuracy", "macro F1", "column", "worst group", "its accuracy", "95% interval"],
             [
                 [
                     line.method,
@@ -111,8 +111,8 @@ def _groups(results: Results, model: str) -> Iterator[str]:
 
 
 def comparisons(results: Results, model: str, against: str | None = None) -> str:
-    """Every method against one of them, or the best: paired difference in mRI, corrected p, and the
-    number of datasets on which its mean accuracy is significantly higher and lower. p is corrected
+    """Every method against one of them, or the best: paired difference in mRI, adjusted p, and the
+    number of datasets on which its mean accuracy is significantly higher and lower. p is adjusted
     for all pairs of methods, whatever the reference.
     """
     ranked, sets = results.ranked(model).set_index("arm"), results.grid.sets
@@ -122,7 +122,7 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
     reference = wanted.iloc[0]
     overall = results.against(wanted.index[0])
     on_sets = pandas.concat([results.against(wanted.index[0], name) for name in sets])
-    proven = on_sets.loc[on_sets["p_corrected"] < SIGNIFICANT, "difference_pts"]
+    proven = on_sets.loc[on_sets["adjusted_p"] < SIGNIFICANT, "difference_pts"]
     rows = [
         [
             line.method,
@@ -130,7 +130,7 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
             ascii_signed(line.difference_pts),
             _span(line.difference_low, line.difference_high),
             p_value(line.p),
-            p_value(line.p_corrected),
+            p_value(line.adjusted_p),
             *(str((of[of.index == line.arm] > 0).sum()) for of in (proven, -proven)),
         ]
         for line in tables.rows(ranked.join(overall, how="inner").reset_index())
@@ -138,11 +138,11 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
     return console.text(
         f"{model}\nAgainst {reference['method']} (mRI {ascii_signed(reference['mRI_pts'])}), "
         f"paired over the same images{results.one_training}. Differences in mRI, in points; p of "
-        f"a paired t test over source images{' and seeds' * results.covers_training}, corrected "
+        f"a paired t test over source images{' and seeds' * results.covers_training}, adjusted "
         f"(Holm) for {counted('comparison', results.family)}. Better and worse: the number of the "
-        f"{len(sets)} datasets, by the same test, corrected for {results.family * len(sets)}. "
-        f"CIs generalise to {results.population_of_mri}.",
-        ["", "mRI", "difference", "95% CI", "p", "corrected p", "better on", "worse on"],
+        f"{len(sets)} datasets, by the same test, adjusted for {results.family * len(sets)}. "
+        f"Intervals generalise to {results.population_of_mri}.",
+        ["", "mRI", "difference", "95% interval", "p", "adjusted p", "better on", "worse on"],
         rows,
     )
 

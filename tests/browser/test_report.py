@@ -91,7 +91,7 @@ def test_a_click_on_a_head_sorts_and_says_so(browser):
 def test_filters_and_search_leave_the_rows_that_match(browser, report):
     script = """
       const set = (selector, value) => {
-        const input = document.querySelector(`[data-table=explorer] ${selector}`);
+        const input = document.querySelector(`[data-table=all-numbers] ${selector}`);
         input.value = value;
         input.dispatchEvent(new Event("input"));
       };
@@ -99,20 +99,20 @@ def test_filters_and_search_leave_the_rows_that_match(browser, report):
       set("[type=search]", "sketch");
     """
     browser.execute_script(script)
-    assert set(column(browser, "explorer", 0)) == {"EWC & co"}
-    data = pandas.read_csv(report.parent / "tables/explorer.csv")
+    assert set(column(browser, "all-numbers", 0)) == {"EWC & co"}
+    data = pandas.read_csv(report.parent / "tables/all-numbers.csv")
     places = data["downstream"].eq("sketch") | data["evaluated_on"].eq("sketch")
     rows = int((data["method"].eq("EWC & co") & places).sum())
-    count = "return document.querySelector('[data-table=explorer] [role=status]').textContent"
+    count = "return document.querySelector('[data-table=all-numbers] [role=status]').textContent"
     assert browser.execute_script(count) == f"{min(rows, page.ROWS)} of {rows} rows"
 
 
 def test_more_rows_are_all_rows_once(browser, report):
-    more = browser.find_element("css selector", "[data-table=explorer] [data-do=more]")
+    more = browser.find_element("css selector", "[data-table=all-numbers] [data-do=more]")
     while not more.get_property("hidden"):
         browser.execute_script("arguments[0].click()", more)
-    rows = [*zip(*(column(browser, "explorer", k) for k in range(4)), strict=True)]
-    count = len(pandas.read_csv(report.parent / "tables/explorer.csv"))
+    rows = [*zip(*(column(browser, "all-numbers", k) for k in range(4)), strict=True)]
+    count = len(pandas.read_csv(report.parent / "tables/all-numbers.csv"))
     assert len(rows) == len(set(rows)) == count > page.ROWS
 
 

@@ -60,7 +60,7 @@ def section(results: Results) -> Section | None:
         "each dataset has photos that a model saw in the downstream dataset, and held-out photos "
         "of the same classes. The leak, the effect of train-test overlap, is the change in "
         "accuracy on seen photos minus the change on held-out photos. RI and mRI use held-out "
-        f"photos. CIs generalise to {results.population}.",
+        f"photos. Intervals generalise to {results.population}.",
         "leak_pts",
         f"Effect of train-test overlap{results.in_one_training}: mean over datasets with the same "
         "photos",

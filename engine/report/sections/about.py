@@ -36,7 +36,7 @@ def all_numbers(results: Results) -> Section | None:
     if results.cells.empty:
         return None
     names = dict(zip(with_ends("difference_pts"), with_ends("change_pts"), strict=True))
-    pairs = results.comparisons.rename(columns=names | {"p_corrected": "corrected_p"})
+    pairs = results.comparisons.rename(columns=names)
     titles = results.shown.set_index("arm")["method"]
     pairs = pairs.assign(downstream="", against=pairs["against"].map(titles))
     data = pandas.concat([results.grid.numbers, pairs], ignore_index=True)
@@ -47,23 +47,23 @@ def all_numbers(results: Results) -> Section | None:
     data = data.merge(results.shown[["arm", "model", "method", "variant"]], on="arm")
     known = data.dropna(axis=1, how="all")
     numbers = known.filter(
-        regex="_(pct|pts|score|nats)$|^(accuracy|(disjoint_)?change)_|^corrected_p$"
+        regex="_(pct|pts|score|nats)$|^(accuracy|(disjoint_)?change)_|^adjusted_p$"
     )
     return Section(
-        "explorer",
+        "all-numbers",
         f"All numbers: {len(data):,} rows to filter",
         f"Evaluated on {OTHERS}: mean over the datasets that a model was not fine-tuned on.\n"
         f"Downstream dataset {EACH}: mean over the models that were not fine-tuned on the dataset "
         "evaluated on.\n"
         f"The change on {OTHERS} is RI for one downstream dataset, and mRI for {EACH}.\n"
         "against: the reference of a change, the "
-        "pretrained model or another method. p is corrected (Holm) over all pairs for mRI, and "
+        "pretrained model or another method. p is adjusted (Holm) over all pairs for mRI, and "
         "over all pairs and datasets for datasets. intervals.csv has the other intervals.",
         tables=[
             Table(
-                "explorer",
+                "all-numbers",
                 "Accuracy in percent before and after fine-tuning, its change in points, and "
-                "properties of the predictions, with 95% CIs.",
+                "properties of the predictions, with 95% intervals.",
                 data[[*COLUMNS, *numbers]],
             )
         ],

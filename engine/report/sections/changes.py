@@ -126,8 +126,8 @@ def _before(results: Results) -> Table:
     known = [results.published.of(model).before.get(name) for model, name in keys]
     table["published_pct"] = pandas.Series(known, dtype=float)
     return Table(
-        "before",
-        "Accuracy of the pretrained model in percent, with 95% CIs.",
+        "pretrained-accuracy",
+        "Accuracy of the pretrained model in percent, with 95% intervals.",
         table.rename(columns={"evaluated_on": "set"}).dropna(axis=1, how="all"),
     )
 
@@ -142,12 +142,12 @@ def forgotten(results: Results) -> Section | None:
     return Section(
         "upstream-change",
         f"{losing} of {counted('method', len(means))} lose accuracy on {upstream}",
-        f"Change in accuracy on {upstream}, in points; the 95% CI of a method that loses accuracy "
-        "is below 0. RI excludes this dataset.",
+        f"Change in accuracy on {upstream}, in points; the 95% interval of a method that loses "
+        "accuracy is below 0. RI excludes this dataset.",
         figures=charts.by_model(
             results,
             "upstream-change",
-            "Mean over the downstream datasets, with 95% CIs",
+            "Mean over the downstream datasets, with 95% intervals",
             means,
             (change, "method"),
         ),
@@ -171,7 +171,8 @@ def further(results: Results) -> Section | None:
             Table(
                 "further",
                 "Accuracy on further datasets before and after fine-tuning, in percent, and its "
-                "change in points, with 95% CIs; means over models not fine-tuned on the dataset.",
+                "change in points, with 95% intervals; means over models not fine-tuned on the "
+                "dataset.",
                 data,
             )
         ],
@@ -199,7 +200,7 @@ def on_probe_sets(results: Results) -> Section | None:
             Table(
                 "probe-sets",
                 "Accuracy in percent and its change in points, averaged over the downstream "
-                "datasets, with 95% CIs.",
+                "datasets, with 95% intervals.",
                 data,
             )
         ],
@@ -234,7 +235,7 @@ def tuned_outside(results: Results) -> Section | None:
         tables=[
             Table(
                 "upstream",
-                f"Accuracy after fine-tuning on {upstream}, in percent with 95% CIs, and its "
+                f"Accuracy after fine-tuning on {upstream}, in percent with 95% intervals, and its "
                 "change in points.",
                 data[[*CELL, *PUBLISHED]].dropna(axis=1, how="all"),
             )

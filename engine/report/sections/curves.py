@@ -18,8 +18,8 @@ LABELS = {"downstream": "downstream dataset", "ood": "other datasets", "upstream
 X_OF_STEP_0 = 0.5  # where step 0 stands on an axis of logarithms
 ARM = ["model", "method", "variant"]
 BARRIERS = {
-    "barrier_on_downstream_dataset_pts": "the downstream dataset",
-    "barrier_on_other_datasets_pts": "the other datasets",
+    "barrier_downstream_pts": "the downstream dataset",
+    "barrier_OOD_pts": "the other datasets",
 }
 
 
@@ -41,7 +41,7 @@ def during_training(results: Results) -> Section | None:
     options: dict[str, Any] = {"x_title": "optimizer step", "ticks": step_ticks(points["step"])}
     claims = pandas.DataFrame(columns=["holds"])
     if rising := {arm: claim for arm, (_, claim) in made.items() if len(claim)}:
-        units = {name: f"{name}_pct" for name in ("peak_ood", "saturation_ood")}
+        units = {name: f"{name}_pct" for name in ("peak_OOD", "saturation_OOD")}
         claims = pandas.concat(rising, names=ARM).reset_index(ARM)
         claims = claims.rename(columns=units | {"fall": "fall_pts"})
     return Section(
@@ -55,7 +55,7 @@ def during_training(results: Results) -> Section | None:
         figures=charts.by_model(
             results,
             "dynamics",
-            "Accuracy in percent by optimizer step, with 95% CIs; pre: pretrained model",
+            "Accuracy in percent by optimizer step, with 95% intervals; pre: pretrained model",
             points.drop(columns="variant"),
             ("accuracy_pct", "method", "quantity"),
             lambda rows: charts.curve(
@@ -145,7 +145,7 @@ def equal_accuracy(results: Results) -> Section | None:
         "A method that adapts less often loses less. Each method is therefore compared with the "
         "interpolation that has the same mean accuracy on the downstream datasets, linearly "
         "between two evaluated alphas (the trade-off chart shows the curve). Intervals are paired, "
-        f"and not corrected for their number. They generalise to {results.population}."
+        f"and not adjusted for their number. They generalise to {results.population}."
         + " No images are held out: downstream accuracy is that on the images trained on."
         * (not results.record.holdout)
         + (f" The curve does not reach the accuracy of {listed(out)}." if out else ""),
@@ -164,7 +164,7 @@ def equal_accuracy(results: Results) -> Section | None:
 def _compared(results: Results) -> pandas.DataFrame:
     """One row per curve and shown method of the same model and setting."""
     shown, parts = results.shown, []
-    if "on_downstream_dataset_pct" not in shown:
+    if "downstream_accuracy_pct" not in shown:
         return pandas.DataFrame()
     names = shown.set_index("arm")["method"]
     for (model, key, _, setting), curve in _interpolations(results):

@@ -27,7 +27,8 @@ def section(results: Results) -> Section | None:
     titled = _titled(results)
     means, data, lines = _means(results, titled), _points(results, titled), _lines(results)
     fitted_over = listed([*dict.fromkeys(trend.basis for trend in results.trends.values())])
-    tuned = means[means["method"] != BEFORE]  # by their own 95% CIs, not corrected for their number
+    # By their own 95% intervals, not adjusted for their number.
+    tuned = means[means["method"] != BEFORE]
     above, below = (tuned[f"{ROBUSTNESS}_low"] > 0).sum(), (tuned[f"{ROBUSTNESS}_high"] < 0).sum()
     is_outside = titled.dropna(subset=ROBUSTNESS)["extrapolated_pct"] > 0
     outside = (
@@ -44,7 +45,7 @@ def section(results: Results) -> Section | None:
         f"the line, in points of accuracy. Baseline: {fitted_over}.{outside} Intervals "
         "include the uncertainty of the lines, which are refitted in every draw. Published models "
         "are resampled by family, because members of a family are near copies; your own models "
-        f"are fixed. CIs generalise to {results.population}.",
+        f"are fixed. Intervals generalise to {results.population}.",
         figures=[
             Figure(
                 "effective-robustness",

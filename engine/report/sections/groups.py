@@ -30,13 +30,13 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "worst-groups",
-                "Accuracy, macro F1, and accuracy on the worst group (value_pct) with 95% CIs, in "
-                "percent; means over models not fine-tuned on the dataset.",
+                "Accuracy, macro F1, and accuracy on the worst group (value_pct) with 95% "
+                "intervals, in percent; means over models not fine-tuned on the dataset.",
                 data,
             ),
             Table(
                 "groups",
-                "Accuracy by group in percent, and its change in points, with 95% CIs.",
+                "Accuracy by group in percent, and its change in points, with 95% intervals.",
                 every[[*NAMES, "column", "group", "n", *VALUE, *CHANGE]],
             ),
         ],

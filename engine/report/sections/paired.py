@@ -31,7 +31,7 @@ def difference_section(
     """A section with a bar for each method's difference, from the first table. text: ends with the
     intervals' population. difference: its column; caption: what it is, without its interval."""
     data = tables[0].data[["model", "method", *with_ends(difference)]].dropna(subset=difference)
-    caption = f"{caption}, in points, with 95% CIs"
+    caption = f"{caption}, in points, with 95% intervals"
     figures = charts.by_model(results, key, caption, data, (difference, "method"))
     return Section(key, heading, text, figures, tables, is_open=is_open)
 
@@ -58,10 +58,10 @@ def related(results: Results) -> Section | None:
         results,
         "related-sets",
         headline.without_related(results)
-        or "Related datasets change no mRI by more than its 95% CI",
+        or "Related datasets change no mRI by more than its 95% interval",
         f"{headline.RELATED} Disjoint RI is RI without datasets related to the downstream dataset; "
         f"disjoint mRI is its mean over {over} of "
-        f"{counted('downstream dataset', len(results.grid.downstreams))}. CIs generalise to "
+        f"{counted('downstream dataset', len(results.grid.downstreams))}. Intervals generalise to "
         f"{results.population}.",
         "difference_pts",
         f"Disjoint mRI minus mRI{results.in_one_training}",
@@ -69,7 +69,7 @@ def related(results: Results) -> Section | None:
             Table(
                 "disjoint-mri",
                 "mRI, disjoint mRI and their difference"
-                f"{results.in_one_training}, in points, with 95% CIs.",
+                f"{results.in_one_training}, in points, with 95% intervals.",
                 rows[[*ARM, *(end for name in DISJOINT for end in with_ends(name))]],
                 best=DISJOINT[:2],
             ),
@@ -113,26 +113,27 @@ def best(results: Results) -> Section | None:
         results,
         "differences",
         f"Differences from the {reference}{results.one_training}",
-        f"{_detectable(results, models)}Both methods of a difference use the same draws of images. "
-        f"CIs generalise to {results.population_of_mri}. p is from a {test}. p is corrected for "
-        f"{counted('comparison', results.family)} (Holm); CIs are not. Equal accuracy can hide "
-        "changed predictions; the table shows how many changed.",
+        f"{_minimum_detectable(results, models)}Both methods of a difference use the same draws of "
+        f"images. Intervals generalise to {results.population_of_mri}. p is from a {test}. p is "
+        f"adjusted for {counted('comparison', results.family)} (Holm); intervals are not. Equal "
+        "accuracy can hide changed predictions; the table shows how many changed.",
         "difference_pts",
         f"mRI minus the best method's{results.one_training}",
         [
             Table(
                 "differences",
-                f"Each method's mRI minus the best method's, with 95% CIs{results.one_training}. "
-                "Properties of the predictions are means over the other datasets (How to read "
-                "this). Effective robustness: accuracy above the trend line, if there is one.",
+                "Each method's mRI minus the best method's, with 95% intervals"
+                f"{results.one_training}. Properties of the predictions are means over the other "
+                "datasets (How to read this). Effective robustness: accuracy above the trend line, "
+                "if there is one.",
                 pandas.concat([_against_best(results, of) for of in models], ignore_index=True),
             )
         ],
     )
 
 
-def _detectable(results: Results, models: Sequence[str]) -> str:
-    """The smallest detectable difference, and the seeds that detect one point; empty if the error
+def _minimum_detectable(results: Results, models: Sequence[str]) -> str:
+    """The minimum detectable difference, and the seeds that detect one point; empty if the error
     over seeds is unknown."""
     sentences = []
     for model in models:
@@ -142,8 +143,8 @@ def _detectable(results: Results, models: Sequence[str]) -> str:
             needed = errors.needed(1)
             seeds = f"about {counted('seed', needed)}" if needed else "more than 100 seeds"
             sentences.append(
-                f"A campaign like this detects a difference{results.of(model)} of {rounded(least)} "
-                f"points with a power of 80%; detecting 1 point takes {seeds} with these images. "
+                f"The minimum detectable difference{results.of(model)} is {rounded(least)} points "
+                f"(power 80%); detecting 1 point takes {seeds} with these images. "
             )
     return "".join(sentences)
 
@@ -155,4 +156,4 @@ def _against_best(results: Results, model: str) -> pandas.DataFrame:
     elsewhere = ["before_pct", "accuracy_pct", "change_pts", "disjoint_change_pts"]  # in sections
     means = means.drop(columns=[end for k in elsewhere for end in with_ends(k)], errors="ignore")
     table = ranked.merge(tests.reset_index(), how="left", on="arm").merge(means, on="arm")
-    return table.drop(columns="arm").rename(columns={"p_corrected": "corrected_p"})
+    return table.drop(columns="arm")

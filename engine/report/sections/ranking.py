@@ -23,9 +23,9 @@ MRI = with_ends("mRI_pts")
 NEAR = 5  # points of accuracy before fine-tuning within which two models are compared
 SAME_LETTER = (
     ". Methods that share a letter do not differ significantly (paired tests at "
-    f"{SIGNIFICANT:.0%}, corrected for all pairs)"
+    f"{SIGNIFICANT:.0%}, adjusted for all pairs)"
 )
-X, Y = "on_downstream_dataset_pct", "on_other_datasets_pct"  # of the trade-off
+X, Y = "downstream_accuracy_pct", "OOD_accuracy_pct"  # of the trade-off
 
 
 def models(results: Results) -> Section | None:
@@ -69,7 +69,7 @@ def by_samples_seen(results: Results) -> Section | None:
     data = ordered(data, samples_seen=sorted(seen.values()))
     pairs = _matched(results, data)
     shown = data[["method", "model", "samples_seen", "before_pct", *MRI]]
-    is_significant = pairs["corrected_p"] < SIGNIFICANT
+    is_significant = pairs["adjusted_p"] < SIGNIFICANT
     more, less = ((is_significant & (pairs["difference_pts"] * way > 0)).sum() for way in (1, -1))
     words = f"mRI from {between(shown, 'mRI_pts', 'method', 'model')}."
     return Section(
@@ -96,15 +96,15 @@ def by_samples_seen(results: Results) -> Section | None:
         tables=[
             Table(
                 "samples-seen",
-                "mRI in points with 95% CIs, by samples seen in pretraining; before: mean accuracy "
-                "in percent before fine-tuning on the datasets of mRI.",
+                "mRI in points with 95% intervals, by samples seen in pretraining; before: mean "
+                "accuracy in percent before fine-tuning on the datasets of mRI.",
                 shown,
             ),
             Table(
                 "samples-seen-pairs",
                 f"Pairs of models within {NEAR} points of accuracy before fine-tuning: how many "
                 "times as many samples the first saw, and the differences (first minus second) of "
-                "accuracy before and of mRI in points, with 95% intervals and p, corrected for all "
+                "accuracy before and of mRI in points, with 95% intervals and p, adjusted for all "
                 "pairs.",
                 pairs,
             ),
@@ -131,12 +131,12 @@ def _matched(results: Results, data: pandas.DataFrame) -> pandas.DataFrame:
             "before_pts": [more.before_pct - fewer.before_pct for more, fewer in pairs],
         }
     )
-    names = [*with_ends("difference_pts"), "corrected_p"]
+    names = [*with_ends("difference_pts"), "adjusted_p"]
     if not pairs:
         return table.assign(**{name: pandas.Series(dtype=float) for name in names})
     arms = [(fewer.arm, more.arm) for more, fewer in pairs]
     found = compare_pairs(results.grid, arms, data["arm"].tolist()).query("set == ''")
-    of_pairs = found[["difference", "low", "high", "p_corrected"]].set_axis(names, axis=1)
+    of_pairs = found[["difference", "low", "high", "adjusted_p"]].set_axis(names, axis=1)
     return pandas.concat([table, of_pairs.reset_index(drop=True)], axis=1)
 
 
@@ -154,8 +154,8 @@ def methods(results: Results) -> Section | None:
         data.insert(3, "letters", arms["arm"].map(letters).fillna(""))
     upstream = results.record.upstream
     caption = (
-        f"mRI with its 95% CI{results.one_training}, in points; mean accuracy on the downstream "
-        "dataset and on the other datasets, in percent"
+        f"mRI with its 95% interval{results.one_training}, in points; mean accuracy on the "
+        "downstream dataset and on the other datasets (OOD), in percent"
         f"{f'; mean change on {upstream}, in points' if upstream else ''}"
         f"{'; the published mRI' * ('published_mRI_pts' in data)}{SAME_LETTER * bool(letters)}."
     )
@@ -176,7 +176,8 @@ def methods(results: Results) -> Section | None:
         figures=charts.by_model(
             results,
             "ranking",
-            f"mRI in points, with its 95% CI{results.one_training}{SAME_LETTER * bool(letters)}",
+            f"mRI in points, with its 95% interval{results.one_training}"
+            f"{SAME_LETTER * bool(letters)}",
             data[["model", "method", *MRI, *filter(data.__contains__, ["letters"])]],
             ("mRI_pts", "method"),
         ),
@@ -211,7 +212,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     return Table(
         slug("ri", *[model] * (len(results.models) > 1)),
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
-        f"on {results.measured_on}; mRI with 95% CIs{results.of(model)}"
+        f"on {results.measured_on}; mRI with 95% intervals{results.of(model)}"
         f"{results.one_training}.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],

@@ -14,7 +14,7 @@ from engine.report.results import FINE_TUNE, Results, title
 from engine.report.section import Section, Table
 from engine.report.text import counted, listed, signed
 
-MRI, HELD_OUT, CHOSEN = "mRI_pts", "on_downstream_dataset_pct", "chosen"
+MRI, HELD_OUT, CHOSEN = "mRI_pts", "downstream_accuracy_pct", "chosen"
 NUMBERS = [*tables.with_ends(MRI), *tables.with_ends(HELD_OUT)]
 AXES = {  # by key: the name of its table and of its figures, and what its values are
     "optimizer.lr": ("rates", "learning rate"),
@@ -51,7 +51,7 @@ def sweep(results: Results) -> Section | None:
         figures=charts.by_model(
             results,
             "sweep",
-            "mRI of each configuration in points, with 95% CIs",
+            "mRI of each configuration in points, with 95% intervals",
             data[["mRI_pts", "mRI_low", "mRI_high"]].assign(
                 model=results.models[0],
                 method=[
@@ -64,7 +64,7 @@ def sweep(results: Results) -> Section | None:
         tables=[
             Table(
                 "sweep-configurations",
-                "All configurations in the order of the sweep: mRI with 95% CIs and RI by "
+                "All configurations in the order of the sweep: mRI with 95% intervals and RI by "
                 "downstream dataset, in points; mean downstream accuracy in percent.",
                 data,
             )
@@ -83,7 +83,7 @@ def _configurations(results: Results) -> tuple[list[str], pandas.DataFrame]:
     arms = shown.set_index(shown["arm"].map(results.setting)).loc[sweep].reset_index(drop=True)
     wide = results.ri.pivot_table("RI_pts", "arm", "downstream", sort=False)
     wide = wide[results.downstreams(results.models[0])].add_prefix("RI ").add_suffix("_pts")
-    numbers = ["mRI_pts", "mRI_low", "mRI_high", *wide, "on_downstream_dataset_pct"]
+    numbers = ["mRI_pts", "mRI_low", "mRI_high", *wide, "downstream_accuracy_pct"]
     table = arms.join(wide, on="arm")
     table = values.join(table[[name for name in numbers if name in table]])
     return list(map(str, values)), table
@@ -112,7 +112,7 @@ def section(results: Results) -> Section | None:
             for figure in charts.by_model(
                 results,
                 AXES[key][0],
-                f"mRI by {AXES[key][1]}, with 95% CIs",
+                f"mRI by {AXES[key][1]}, with 95% intervals",
                 rows[["model", "method", "value", "x", *tables.with_ends(MRI)]],
                 (MRI, "method", "value"),
                 lambda shown, axis=AXES[key][1]: charts.curve(

@@ -200,7 +200,7 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
     tuned = accuracy["fine_tune", "", ""]
     ranking = {row["method"]: row for row in campaigns.rows(report / "tables" / "ranking.csv")}
     own = [tuned[i, j] for i in LEFT_OUT for j in FOUR if j != LEFT_OUT[i]]
-    assert float(ranking["FT"]["on_downstream_dataset_pct"]) == pytest.approx(fmean(own))
+    assert float(ranking["FT"]["downstream_accuracy_pct"]) == pytest.approx(fmean(own))
     text = " ".join((report / "table.txt").read_text().split())
     assert "on the 1 other dataset, in points" in text and "all all all all but" in text
     before = {i: accuracy["pre", "", "", "", j] for i, j in LEFT_OUT.items()}

@@ -1,4 +1,4 @@
-"""The section on single images that models gained and lost."""
+"""The section on single images whose predictions flip."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
     section = changed_images.section(of_campaign(run))
     data = section.tables[0].data
     for number, name in enumerate(reports.SETS):
-        for change in ("gained", "lost"):
+        for change in ("positive flip", "negative flip"):
             pictures = section.pictures[f"{name}: {change}"]
             rows = data[(data["evaluated_on"] == name) & (data["change"] == change)]
             assert len(rows) == len(pictures) > 0
@@ -37,9 +37,9 @@ def test_rows_name_classes_answers_and_methods(tmp_path):
     section = changed_images.section(of_campaign(reports.finished(tmp_path)))
     assert not section.pictures
     data = section.tables[0].data
-    assert {*data["change"]} == {"gained", "lost", "disputed"}
+    assert {*data["change"]} == {"positive flip", "negative flip", "disputed"}
     for row in data[data["change"] != "disputed"].to_dict("records"):
-        right = row["after"] if row["change"] == "gained" else row["before"]
+        right = row["after"] if row["change"] == "positive flip" else row["before"]
         assert row["class"] == right != (set(row[k] for k in ("before", "after")) - {right}).pop()
         counts = [int(part.rpartition(" ")[2]) for part in row["by_method"].split(", ")]
         assert sum(counts) == row["models"] and counts == sorted(counts, reverse=True)
@@ -52,4 +52,8 @@ def test_two_campaigns_show_the_images_of_both(tmp_path):
         for seed, (name, of) in enumerate(zip("ab", shown, strict=True))
     ]
     section = changed_images.section(merged(runs))
-    assert {"flat: gained of a", "flat: lost of b", "mono: gained of a"} <= set(section.pictures)
+    assert {
+        "flat: positive flip of a",
+        "flat: negative flip of b",
+        "mono: positive flip of a",
+    } <= set(section.pictures)

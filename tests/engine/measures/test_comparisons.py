@@ -21,12 +21,12 @@ PRE, FT, LWF, EWC = range(4)  # arms of a grid of these methods
 
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_is_its_definition(p):
-    corrected = comparisons.holm(np.array(p))
+    adjusted = comparisons.holm(np.array(p))
     for k, value in enumerate(p):
         # Rejected at level a: all that are smaller, in order, lie below a over how many are left.
         smaller = sorted(p)[: sorted(p).index(value) + 1]
         raised = [(len(p) - rank) * lower for rank, lower in enumerate(smaller)]
-        assert corrected[k] == pytest.approx(min(1.0, max(raised)))
+        assert adjusted[k] == pytest.approx(min(1.0, max(raised)))
 
 
 @given(
@@ -72,7 +72,7 @@ def test_many_sources_that_gain_a_little_and_few_that_lose_much_prove_nothing(tm
     for row in compared:
         assert row.difference_pts == pytest.approx(-100 * 0.05 / 3)
         assert row.difference_low < 0 < row.difference_high
-        assert row.p > 0.5 and row.p_corrected > 0.5
+        assert row.p > 0.5 and row.adjusted_p > 0.5
     assert stats.binomtest(70, 100).pvalue < 1e-4
 
 
@@ -102,10 +102,10 @@ def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
     )
     compared = rows(comparisons.compare(gather(cells), [FT, LWF, EWC]))
     equal, worse, also = (row for row in compared if not row.evaluated_on)
-    assert (equal.difference_pts, equal.p, equal.p_corrected) == pytest.approx((0, 1, 1), abs=1e-9)
+    assert (equal.difference_pts, equal.p, equal.adjusted_p) == pytest.approx((0, 1, 1), abs=1e-9)
     assert (equal.difference_low, equal.difference_high) == pytest.approx((0, 0), abs=1e-4)
     assert worse.difference_high < 0 and also.difference_high < 0
-    assert all((row.p_corrected < 0.05) == (row.against == EWC) for row in compared)
+    assert all((row.adjusted_p < 0.05) == (row.against == EWC) for row in compared)
 
 
 def test_only_arms_of_one_model_and_setting_are_compared(tmp_path):
@@ -126,7 +126,7 @@ def test_only_arms_of_one_model_and_setting_are_compared(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_a_least_difference_is_found_about_as_often_as_it_says(count):
+def test_a_minimum_detectable_difference_is_detected_about_as_often_as_it_says(count):
     errors, rng, campaigns = Errors(0.5, 0.8, rows=10), np.random.default_rng(0), 4000
     difference = errors.difference(count)
     freedom = (count - 1) * (errors.rows - 1)

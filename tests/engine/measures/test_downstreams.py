@@ -69,12 +69,12 @@ def test_mri_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams)
         assert ri["RI_pts"].mean() == pytest.approx(line["mRI_pts"])
         assert set(ri["downstream"]) == set(downstreams)
         if "train" in downstreams:
-            assert "on_downstream_dataset_pct" not in shown
+            assert "downstream_accuracy_pct" not in shown
             mean = fmean(accuracy[method, "train", j] for j in SETS)
-            assert line["on_other_datasets_pct"] == pytest.approx(mean)
+            assert line["OOD_accuracy_pct"] == pytest.approx(mean)
         else:
             mean = fmean(fmean(accuracy[method, i, j] for j in i.split("+")) for i in downstreams)
-            assert line["on_downstream_dataset_pct"] == pytest.approx(mean)
+            assert line["downstream_accuracy_pct"] == pytest.approx(mean)
         assert ("change_upstream_pts" not in shown) == (downstreams == ("up",))
         text = terminal.table(results)
         assert all(f"{value:.1f}" in text for value in ri["RI_pts"].abs())

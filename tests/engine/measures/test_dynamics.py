@@ -28,7 +28,7 @@ def claim_of(downstream: list[float], ood: list[float], noise: float):
 
 def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
     claim = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=0.5)
-    assert (claim.peak, claim.peak_ood, claim.saturation, claim.best) == (1, 36, 10, 1)
+    assert (claim.peak, claim.peak_OOD, claim.saturation, claim.best) == (1, 36, 10, 1)
     assert claim.fall == 5 and claim.fall_low < 5 < claim.fall_high and claim.holds
     # Two earlier steps: the interval leaves 0.05 / 2 out, half of it at either side.
     expected = 5 + 0.5 * 2**0.5 * 2.2414 * np.array([-1, 1])

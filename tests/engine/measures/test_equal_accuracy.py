@@ -80,8 +80,8 @@ def test_differences_and_intervals_are_those_of_a_plain_computation(made):
     for name, row in zip(names, table.itertuples(), strict=True):
         ones = np.ones(IMAGES // 2)
         downstream, other = np.mean([accuracies(of, name, ones) for of in hits], axis=0)
-        assert row.on_downstream_dataset_pct == pytest.approx(downstream)
-        assert row.on_other_datasets_pct == pytest.approx(other)
+        assert row.downstream_accuracy_pct == pytest.approx(downstream)
+        assert row.OOD_accuracy_pct == pytest.approx(other)
         expected = difference(hits, name, ones, nearest=False)
         assert row.difference_pts == pytest.approx(expected, abs=0.02, nan_ok=True)
         assert bool(np.isnan(row.difference_pts)) is (name == "lora"), "no alpha reaches LoRA"

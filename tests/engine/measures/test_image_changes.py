@@ -1,4 +1,4 @@
-"""Images that were gained and lost, against a count by hand."""
+"""Flips of single images, against a count by hand."""
 
 import dataclasses
 from collections import Counter
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.measures import image_changes
-from engine.measures.image_changes import DISPUTED, GAINED, LOST
+from engine.measures.image_changes import DISPUTED, NEGATIVE, POSITIVE
 from engine.measures.rows import PRE
 from helpers import stores
 
@@ -25,7 +25,7 @@ def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch
         pairs = zip(before[row.evaluated_on], stores.right(row), strict=True)
         for index, (was, now) in enumerate(pairs):
             if was != now:
-                key = row.evaluated_on, GAINED if now else LOST, index
+                key = row.evaluated_on, POSITIVE if now else NEGATIVE, index
                 expected.setdefault(key, Counter())[row.method] += 1
     changes = [change for change in changes if change.change != DISPUTED]
     counted = {(c.evaluated_on, c.change, c.index): Counter(c.by_method) for c in changes}
@@ -36,7 +36,7 @@ def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch
     monkeypatch.setattr(image_changes, "MOST", 3)
     few = image_changes.of(rows)
     for name in ("a", "b", "c", "up"):
-        for change in (GAINED, LOST):
+        for change in (NEGATIVE, POSITIVE):
             of_all = [c for c in changes if (c.evaluated_on, c.change) == (name, change)]
             ranked = sorted(of_all, key=lambda c: (-c.rows, c.index))
             assert [c for c in few if (c.evaluated_on, c.change) == (name, change)] == ranked[:3]
@@ -53,13 +53,13 @@ def test_a_disputed_image_is_right_for_one_method_and_wrong_for_another(tmp_path
     assert all(c.by_method == {"lwf": 2} and (c.rows, c.of) == (2, 4) for c in disputed)
 
 
-def test_a_lost_image_has_the_answer_of_most_of_the_rows(tmp_path):
+def test_a_negative_flip_has_the_answer_of_most_of_the_rows(tmp_path):
     rows = stores.grid(tmp_path, lambda method, *_: np.full(3, method == PRE), ("x", "y", "z"))
     for row, wrong in zip([r for r in rows if r.method != PRE], [4, 3, 3] * 12, strict=True):
         table = stores.table(np.zeros(3, bool), top1=np.full(3, wrong))
         pq.write_table(table, row.path)
     changes = [c for c in image_changes.of(rows) if c.change != DISPUTED]
-    assert {(c.change, c.before == c.label, c.after) for c in changes} == {(LOST, True, 3)}
+    assert {(c.change, c.before == c.label, c.after) for c in changes} == {(NEGATIVE, True, 3)}
 
 
 @pytest.mark.parametrize("what", ["trains", "headline"])

@@ -172,4 +172,4 @@ def test_intervals_and_tests_hold_about_as_often_as_they_say():
     ):
         assert 0.86 <= shares[kind] <= 0.98, (kind, shares[kind])
     assert 0.85 <= shares["difference in mRI"] <= 1
-    assert shares["equal, corrected p < 0.05: difference on a set"] <= 0.25
+    assert shares["equal, adjusted p < 0.05: difference on a set"] <= 0.25

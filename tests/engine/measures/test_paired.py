@@ -103,7 +103,7 @@ def test_campaigns_reports_and_tables_of_the_same_predictions_give_the_same_numb
     )
     grid = stores.gather(cells)
     first, second = (k for k, arm in enumerate(grid.arms) if arm.method != "pre")
-    numbers = ["difference", "low", "high", "p", "least", "sources"]
+    numbers = ["difference", "low", "high", "p", "minimum_detectable_difference", "sources"]
     for downstreams in (stores.SETS, ("a",)):
         of_campaign = comparisons.compare_pairs(
             grid, [(first, second)], [first, second], "" if len(downstreams) > 1 else "a"
@@ -157,7 +157,7 @@ def test_all_formats_and_a_folder_of_datasets_give_the_same_rows(tmp_path):
     assert found[0]["image"].iloc[3] == "03", "a name, not a number"
 
 
-def test_images_of_one_table_are_left_out_and_p_is_corrected_over_pairs_and_datasets(tmp_path):
+def test_images_of_one_table_are_left_out_and_p_is_adjusted_over_pairs_and_datasets(tmp_path):
     more = pandas.DataFrame({"image": ["p", "q"], "correct": 1, "set": "x", "seed": 0})
     files = [
         written(tmp_path, "a", pandas.concat([table(0), more])),
@@ -174,12 +174,13 @@ def test_images_of_one_table_are_left_out_and_p_is_corrected_over_pairs_and_data
     assert row["p"] == pytest.approx(stats.ttest_rel(*right).pvalue)
     for rows in (found["set"] == "", found["set"] != ""):
         p = found.loc[rows, "p"].to_numpy()
-        assert found.loc[rows, "p_corrected"].min() == pytest.approx(min(1, p.min() * len(p)))
+        assert found.loc[rows, "adjusted_p"].min() == pytest.approx(min(1, p.min() * len(p)))
     for row in found.iloc[:3].itertuples():  # of two pairs, on both datasets or on one of the two
         t = stats.t(row.sources - 1)
         error, family = (row.high - row.low) / 2 / t.ppf(0.975), 4 if row.set else 2
         least = error * (t.ppf(1 - 0.05 / family / 2) + t.ppf(0.8))
-        assert row.least == pytest.approx(least), "found with 80% power at the corrected level"
+        found_least = row.minimum_detectable_difference
+        assert found_least == pytest.approx(least), "detected with 80% power at the adjusted level"
 
 
 @pytest.mark.parametrize(

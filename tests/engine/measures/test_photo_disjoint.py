@@ -135,8 +135,8 @@ def test_the_report_has_disjoint_numbers_wherever_it_has_ri(evaluations):
     ]  # fmt: skip
     assert len(section.tables[2].data) == 4
     assert made_results.drawn(section)
-    explorer = made["explorer"].tables[0].data
-    mean = explorer.query("downstream == 'all' and evaluated_on == 'others'")
+    numbers = made["all-numbers"].tables[0].data
+    mean = numbers.query("downstream == 'all' and evaluated_on == 'others'")
     assert mean.dropna(subset="disjoint_change_pts")["method"].tolist() == ["FT", "LwF"]
     assert "disjoint" in terminal.table(results)
 

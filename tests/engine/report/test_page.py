@@ -90,7 +90,7 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
             "upstream-change",
             "images",
             "distances",
-            "explorer",
+            "all-numbers",
             "how-to-read",
             "settings",
             "credits",

@@ -39,13 +39,13 @@ def test_comparison_is_with_the_best_or_with_the_named_method():
     (row,) = re.findall(r"EWC & co +\S+ +(\S+) +\[.*\] +\S+ +(\S+) +(\d) +(\d)", named)
     assert row[0] == "+40.0" and row[2:] == ("3", "0")
     (with_best,) = re.findall(r"FT +\S+ +\S+ +\[.*\] +\S+ +(\S+) +\d +\d", text)
-    assert row[1] == with_best  # the same pair has the same corrected p in both tables
+    assert row[1] == with_best  # the same pair has the same adjusted p in both tables
 
 
 def test_those_that_are_not_significantly_different_from_the_best_are_named():
     assert headline.lead(of_methods(fine_tune=40, lwf=79.9, ewc=80)) == (
         "In this one training, L<w>F does not differ significantly from EWC & co (paired tests "
-        "at 5%, corrected for 3 comparisons; 1 training seed). The interval of the highest mRI is "
+        "at 5%, adjusted for 3 comparisons; 1 training seed). The interval of the highest mRI is "
         "not adjusted for the selection of the method. Every method fine-tunes the pretrained "
         "lite0 on each of 3 datasets in turn and is evaluated on the 2 other datasets; mRI is the "
         "mean change in accuracy, in percentage points."
@@ -107,7 +107,7 @@ def test_csv_files_hold_every_row(tmp_path):
     row = files["comparisons.csv"].iloc[0]
     assert (row["method"], row["against_method"], row["evaluated_on"]) == ("fine_tune", "lwf", "")
     assert row["low"] <= row["difference"] <= row["high"]
-    assert row["p"] <= row["p_corrected"] <= 1
+    assert row["p"] <= row["adjusted_p"] <= 1
     same = files["behaviour.csv"]["agreement"]
     assert np.isnan(same.iloc[0]) and not np.isnan(same.iloc[-1])
     key = "model,method,variant,alpha,setting"
@@ -117,7 +117,7 @@ def test_csv_files_hold_every_row(tmp_path):
     assert heads["intervals.csv"] == f"{key},downstream,evaluated_on,quantity,value,low,high"
     assert heads["comparisons.csv"] == (
         f"{key},against_method,against_variant,against_alpha,evaluated_on,difference,low,high,p,"
-        "p_corrected"
+        "adjusted_p"
     )
 
 
@@ -166,9 +166,9 @@ def test_the_order_of_sets_and_rows_and_every_mean():
     ft = made.shown.iloc[0]
     after = made.cells[made.cells["method"] == "FT"].set_index(["downstream", "evaluated_on"])
     mean_before = np.mean([BEFORE[name] for name in SETS])
-    assert ft["on_other_datasets_pct"] == pytest.approx(ft["mRI_pts"] + mean_before)
+    assert ft["OOD_accuracy_pct"] == pytest.approx(ft["mRI_pts"] + mean_before)
     on_own = np.mean([after.loc[(name, name), "accuracy"] for name in SETS])
-    assert ft["on_downstream_dataset_pct"] == pytest.approx(on_own)
+    assert ft["downstream_accuracy_pct"] == pytest.approx(on_own)
     change = np.mean([after.loc[(name, "up"), "accuracy"] - 95 for name in SETS])
     assert ft["change_upstream_pts"] == pytest.approx(change)
 
@@ -222,12 +222,12 @@ def test_finding(shift, words):
 def test_a_campaigns_sets_head_columns_in_full_and_its_table_fits_the_terminal(name):
     sets = load_recipe(name).dataset.sets
     row = ["pretrained %", *["-12.4"] * (len(sets) + 1), "[-12.5, -10.2]"]
-    text = console.text("", ["", *map(set_head, sets), "mRI", "95% CI"], [row])
+    text = console.text("", ["", *map(set_head, sets), "mRI", "95% interval"], [row])
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     heads = "\n".join(lines[:2]).split()
     words = " ".join(map(set_head, sets)).split()
-    assert sorted(heads) == sorted([*words, "mRI", "95%", "CI"])
+    assert sorted(heads) == sorted([*words, "mRI", "95%", "interval"])
 
 
 def test_numbers_stand_right_under_heads_with_a_word_a_line():

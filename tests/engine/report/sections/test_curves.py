@@ -34,7 +34,7 @@ def test_claims_of_either_outcome_and_a_figure_of_every_point():
     falls, rises = section.tables[0].data.to_dict("records")
     assert (falls["method"], falls["holds"]) == ("FT", True)
     assert (falls["peak"], falls["saturation"], falls["best"]) == (1, 9, 1)
-    assert falls["peak_ood_pct"] == pytest.approx(60) and falls["fall_low"] > 0
+    assert falls["peak_OOD_pct"] == pytest.approx(60) and falls["fall_low"] > 0
     assert falls["fall_pts"] == pytest.approx(50)
     assert (rises["method"], rises["holds"], rises["peak"]) == ("LoRA", False, 80)
     assert rises["fall_pts"] == pytest.approx(-10) and rises["fall_high"] < 0
@@ -66,8 +66,8 @@ def test_the_barrier_of_each_column_is_its_definition():
     data = section.tables[0].data
     assert list(data["downstream"]) == list(SETS) and set(data["alphas"]) == {4}
     # At 0.25 the line has (100 + 0.25 * 80) / 2 = 60%, at 0.5 elsewhere (100 - 0.5 * 20) / 2 = 45%.
-    assert data["barrier_on_downstream_dataset_pts"].tolist() == pytest.approx([8.0] * 3)
-    assert data["barrier_on_other_datasets_pts"].tolist() == pytest.approx([15.0] * 3)
+    assert data["barrier_downstream_pts"].tolist() == pytest.approx([8.0] * 3)
+    assert data["barrier_OOD_pts"].tolist() == pytest.approx([15.0] * 3)
     assert section.heading == (
         "Interpolated models fall at most 8.0 points on the downstream dataset and 15.0 points on "
         "the other datasets below the line between both endpoints"
@@ -93,7 +93,7 @@ def test_methods_are_compared_with_the_curve_at_their_downstream_accuracy():
     table = section.tables[0].data
     assert set(table["curve"]) == {"WiSE-FT"} and list(table["method"]) == ["FT", "LwF", "LoRA"]
     lwf = row(table, method="LwF")
-    assert lwf["curve_on_other_datasets_pct"] == pytest.approx(48)  # halfway from 56 to 40
+    assert lwf["curve_OOD_accuracy_pct"] == pytest.approx(48)  # halfway from 56 to 40
     assert lwf["difference_pts"] == pytest.approx(12) and lwf["difference_low"] > 0
     assert row(table, method="FT")["difference_pts"] == pytest.approx(0)
     assert row(table, method="LoRA")[["difference_pts", "difference_low"]].isna().all()

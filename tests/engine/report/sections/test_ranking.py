@@ -43,7 +43,7 @@ def test_models_of_equal_start_are_compared_by_samples_seen():
     assert {key: pair.difference_pts for key, pair in numbers.items()} == pytest.approx(expected)
     assert numbers["FT", "large"].before_pts == pytest.approx(4)
     assert all(p.difference_low < p.difference_pts < p.difference_high for p in numbers.values())
-    significant = pairs[pairs["corrected_p"] < 0.05]["difference_pts"]
+    significant = pairs[pairs["adjusted_p"] < 0.05]["difference_pts"]
     assert section.heading == (
         f"With more samples seen in pretraining, mRI is significantly higher in "
         f"{(significant > 0).sum()} of 4 pairs of models of similar accuracy before fine-tuning, "
@@ -70,5 +70,5 @@ def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets():
     cells += [("lite0", "fine_tune", "original", None, "", "up", on, 30) for on in before]
     section = ranking.trade_off(of_cells(cells, downstreams=["up"]))
     points = section.figures[0].data.set_index("label")
-    assert points.loc["pretrained", "on_downstream_dataset_pct"] == before["up"] == 70
-    assert points.loc["pretrained", "on_other_datasets_pct"] == pytest.approx(50)
+    assert points.loc["pretrained", "downstream_accuracy_pct"] == before["up"] == 70
+    assert points.loc["pretrained", "OOD_accuracy_pct"] == pytest.approx(50)

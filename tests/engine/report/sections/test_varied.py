@@ -234,7 +234,7 @@ def test_the_heading_has_the_range_of_fine_tuning():
     row = section.tables[0].data.iloc[0]
     assert row["method"] == "FT" and row["value"] == "1"
     assert row["mRI_low"] < row["mRI_pts"] < row["mRI_high"]
-    assert row["on_downstream_dataset_pct"] == pytest.approx(95)
+    assert row["downstream_accuracy_pct"] == pytest.approx(95)
     assert section.heading == (
         "By images per class, fine-tuning's mRI ranges from −30.0 (1) to +40.0 (all)"
     )
