@@ -32,6 +32,7 @@ from engine.campaigns.sites import Resources, Site
 from engine.errors import CampaignError
 from engine.machine import parent, preemption
 from engine.machine.files import room_for
+from engine.machine.follower import following
 from engine.store.artifacts import Store
 from loaders.files import locks
 from loaders.files.root import Root
@@ -207,13 +208,12 @@ def run_snakemake(
     ):
         begin = log.tell()  # after the output of earlier runs
         process = subprocess.Popen(
-            words,
+            following(words),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
             env=environment,
-            preexec_fn=parent.follow,
         )
         try:
             readers = [JobReader(plan) for plan in plans]

@@ -21,6 +21,7 @@ from engine.data import packs
 from engine.data.sets import Sets
 from engine.machine import entry, ranks
 from engine.machine.files import cache_folder
+from engine.machine.follower import following
 from engine.recipe import kinds
 from engine.recipe.finder import allow_users_files, is_users
 from engine.recipe.schema import Recipe
@@ -39,7 +40,7 @@ def encode_apart(cell: CellPlan, names: Iterable[str]) -> None:
                 command = [sys.executable, "-P", "-m", __name__, name]
                 plain = json.dumps(dataclasses.asdict(cell))
                 if code := subprocess.run(
-                    command, input=plain, encoding="utf-8", check=False
+                    following(command), input=plain, encoding="utf-8", check=False
                 ).returncode:
                     raise ValueError(
                         f"{name} was not encoded: the process that ran {kind} ended with code "

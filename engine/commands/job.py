@@ -35,6 +35,7 @@ from engine.campaigns.plan import (
 from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import entry, preemption
 from engine.machine.files import runtime_folder
+from engine.machine.follower import following
 from engine.recipe.finder import allow_users_files
 from engine.store.artifacts import Store
 
@@ -96,7 +97,7 @@ def _in_processes(plan: Plan, job: str) -> int:
     alone = [["--cells", str(k)] for k, cell in enumerate(cells) if cell.runs_users]
     for words in (*first, *alone, ["--found"]):
         command = [sys.executable, "-P", "-m", "engine.commands.job", *sys.argv[1:], *words]
-        process = subprocess.Popen(command, preexec_fn=parent.follow)
+        process = subprocess.Popen(following(command))
 
         def pass_on(number: int, _: object, process: subprocess.Popen = process) -> None:
             if number != signal.SIGINT:  # a terminal also sends it to the process
@@ -125,9 +126,10 @@ def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         _check_gpu(plan.device)
     device = ranks.start(plan.device)
-    if ranks.rank() == 0:
-        placed = Placed(device=device_name(device), processes=ranks.world())
-        append_event(plan.place, job, placed)
+    with ranks.together():
+        if ranks.rank() == 0:
+            placed = Placed(device=device_name(device), processes=ranks.world())
+            append_event(plan.place, job, placed)
     if job == DISTANCES:
         from engine.campaigns.distances_job import make_distances
 

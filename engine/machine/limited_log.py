@@ -20,7 +20,8 @@ import termios
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from engine.machine import parent, preemption
+from engine.machine import preemption
+from engine.machine.follower import following
 
 MOST = 8 << 20  # maximum bytes of the file
 KEPT = 1 << 20  # bytes kept at each end of a longer output
@@ -34,9 +35,8 @@ def main(words: Sequence[str]) -> int:
     reading, writing = os.pipe()
     with os.fdopen(os.open(file, flags, 0o666), "r+b", buffering=0) as log:
         program = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing,
-            preexec_fn=parent.follow,
-        )  # fmt: skip
+            following(command), stdin=subprocess.DEVNULL, stdout=writing, stderr=writing
+        )
         os.close(writing)
         for heard in preemption.SCHEDULERS:
             signal.signal(heard, lambda number, _: program.send_signal(number))

@@ -1,14 +1,13 @@
 """Ends processes when those that started them end, for any reason; Linux only.
 
-The kernel signals only the death of a parent (PR_SET_PDEATHSIG). A job's campaign and a rank's
-`deepspeed` are not their parents, so a thread waits for them. This module does not need torch, so
-following starts at once.
+The kernel signals only the death of a parent (`engine.machine.follower`). A job's campaign and a
+rank's `deepspeed` are not their parents, so a thread waits for them. This module does not need
+torch, so following starts at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import select
@@ -20,8 +19,6 @@ from collections.abc import Callable
 
 import psutil
 
-_LIBC = ctypes.CDLL(None)  # loaded before any fork
-PR_SET_PDEATHSIG = 1  # sys/prctl.h
 GRACE_S = 2  # time for a last checkpoint
 CAMPAIGN = "RIB_CAMPAIGN"  # environment variable: host and process of a job's campaign
 LAUNCHED = {"CROSS_RANK", "TORCHELASTIC_RUN_ID", "RIB_LAUNCH"}  # set by deepspeed, torchrun, us
@@ -32,17 +29,6 @@ OF_RANKS = {
     *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "RIB_LAUNCH"),
 }
 DEEPSPEED = "deepspeed.launcher.launch"  # child of `deepspeed` that starts a machine's ranks
-
-
-def follow() -> None:
-    """Makes the kernel interrupt this process (SIGINT) when its parent ends.
-
-    Call it between fork and exec. It restores SIGINT, which a child may ignore, as a shell's
-    background jobs do.
-    """
-    if sys.platform == "linux":
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
 
 
 def environment_of_jobs() -> dict[str, str]:

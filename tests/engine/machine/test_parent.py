@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from engine.machine import parent
+from engine.machine import follower, parent
 from helpers.processes import ROOT, heed_signals, lives, until
 
 HOST = parent.here()
@@ -84,15 +84,26 @@ def test_a_job_whose_campaign_is_gone_ends_before_it_imports_what_takes_time():
 
 
 def test_a_child_that_follows_its_parent_ends_with_it():
+    """Even if the parent, as a shell's background job, ignores SIGINT."""
     code = (
-        "import subprocess, sys, time\nfrom engine.machine import parent\n"
-        "child = subprocess.Popen(['sleep', '60'], preexec_fn=parent.follow)\n"
-        "sys.stdout.write(f'{child.pid}\\n')\nsys.stdout.flush()\ntime.sleep(60)\n"
+        "import signal, subprocess, sys, time\nfrom engine.machine.follower import following\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(following(['sh', '-c', 'echo $$; exec sleep 60']))\n"
+        "child.wait()\n"
     )
     with process("-c", code) as started:
         child = int(line(started))
+        assert psutil.Process(child).ppid() == started.pid
         started.kill()
         ended(child, 3)
+
+
+@pytest.mark.parametrize(("above", "code"), [(os.getpid(), 0), (2**22, -signal.SIGINT)])
+def test_a_program_whose_parent_ended_before_it_began_does_not_begin(above, code):
+    command = [*follower.following(["echo", "at work"])]
+    command[command.index(str(os.getpid()))] = str(above)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (code, "" if code else "at work\n")
 
 
 # Of another container, whose process numbers are others, the host may have the same name.
