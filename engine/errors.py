@@ -27,8 +27,8 @@ class PreemptedError(RuntimeError):
     """A signal ended a training; the message says where the same command resumes."""
 
 
-class FirstRankError(RuntimeError):
-    """The first rank failed and printed why; this rank only stops."""
+class OtherRankError(RuntimeError):
+    """Another rank failed and printed why; this rank only stops."""
 
 
 class ShadowedError(ImportError):

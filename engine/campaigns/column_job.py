@@ -148,11 +148,14 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
     for _, row, cell, of_row in models:
         if cell is None:
             continue
-        if row.recipe.trackers and ranks.rank() == 0:
+        if row.recipe.trackers:
             from engine.evaluation import accuracies  # late, as only trackers show them
 
             headline = next(entry for entry in of_row if entry.headline)
-            trackers.log_accuracies(row.recipe, accuracies.compared(row, headline.mix))
+            with ranks.together():
+                if ranks.rank() == 0:
+                    rows_of_sets = accuracies.compared(row, headline.mix)
+                    trackers.log_accuracies(row.recipe, rows_of_sets)
         row.remove_snapshots()
     if ranks.rank() == 0:
         write_part(plan.place, name, part_of_column(plan, column, models, of_extras))

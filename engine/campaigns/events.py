@@ -18,7 +18,7 @@ import msgspec
 
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import SCHEDULERS
-from engine.errors import FirstRankError
+from engine.errors import OtherRankError
 from engine.machine import entry
 
 FOLDER = "events"  # next to a plan
@@ -122,7 +122,8 @@ def recorded(place: PlanFolder, job: str, *, is_part: bool = False) -> Iterator[
     try:
         yield
     except BaseException as problem:
-        is_own = is_first or not isinstance(problem, FirstRankError | KeyboardInterrupt)
+        is_own = not isinstance(problem, OtherRankError)
+        is_own &= is_first or not isinstance(problem, KeyboardInterrupt)
         error = entry.words(problem)[:LONGEST] if is_own else ""
         raise
     finally:

@@ -228,7 +228,8 @@ def attempts(states: Mapping[str, JobState]) -> list[Attempt]:
 def advance(place: PlanFolder, job: str, done: int, total: int, doing: str = "") -> None:
     """Record a job's progress in the plan's folder `place`, for the progress bar."""
     if os.environ.get("RANK", "0") == "0":  # a file of events has one writer
-        append_event(place, job, Progress(done=done, total=total, doing=doing))
+        with contextlib.suppress(OSError):  # a full disk: the work may not need it
+            append_event(place, job, Progress(done=done, total=total, doing=doing))
 
 
 def steps(plan: Plan, states: Mapping[str, JobState]) -> int:

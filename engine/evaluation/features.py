@@ -120,12 +120,13 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str)
     path = run.store.root / file
     for number, batches in enumerate(pieces):
         (x_ND,) = reduced(run, normalize, [([model], alone)], batches, form.precision)
-        array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
-        if ranks.rank() > 0:
-            continue
-        with room_for(path), run.store.files.open(file, "ab" if number else "wb") as sink:
-            if not number:
-                header = np.lib.format.header_data_from_array_1_0(array_ND)
-                header["shape"] = (len(everything), array_ND.shape[1])
-                np.lib.format.write_array_header_1_0(sink, header)
-            sink.write(array_ND.data)
+        with ranks.together():
+            if ranks.rank() > 0:
+                continue
+            array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
+            with room_for(path), run.store.files.open(file, "ab" if number else "wb") as sink:
+                if not number:
+                    header = np.lib.format.header_data_from_array_1_0(array_ND)
+                    header["shape"] = (len(everything), array_ND.shape[1])
+                    np.lib.format.write_array_header_1_0(sink, header)
+                sink.write(array_ND.data)

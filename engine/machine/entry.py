@@ -25,7 +25,7 @@ from engine.errors import (
     USERS_METHOD,
     CampaignError,
     DivergedError,
-    FirstRankError,
+    OtherRankError,
     PreemptedError,
     RecipeError,
     ShadowedError,
@@ -35,9 +35,9 @@ from engine.machine.terminal import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "kernels", "loaders")
-OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRankError)
+OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, OtherRankError)
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
-TRANSIENT = (OSError, FirstRankError)  # may pass if retried; a rank cannot see rank 0's error
+TRANSIENT = (OSError, OtherRankError)  # may pass if retried; a rank cannot see another's error
 LONGEST = 10_000  # characters of a message, which a user's method may write
 FULL = 1 << 20  # bytes left on a disk that is full
 DEBUG = "RIB_DEBUG"  # environment variable that the jobs of a campaign inherit
@@ -187,7 +187,7 @@ def _explain(error: BaseException, transient_code: int) -> int:
     print(line, file=sys.stderr)
     # torchrun prints these files of its ranks at its end.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file and not isinstance(error, FirstRankError):
+    if file and not isinstance(error, OtherRankError):
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
         Path(file).write_text(json.dumps({"message": message}), "utf-8")
     return transient_code if isinstance(error, TRANSIENT) else 2

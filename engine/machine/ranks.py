@@ -18,16 +18,16 @@ import io
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
 
-from engine.errors import FirstRankError
+from engine.errors import OtherRankError
 from engine.machine import compat
 from engine.machine.devices import keep_pages, pick_device
 from engine.machine.files import runtime_folder
@@ -186,24 +186,34 @@ def first(work: Callable[[], T]) -> T:
     last, the other ranks start when they see it: a network file system may show a file late to
     another machine, and a rank that misses it would make it again while rank 0 continues.
 
-    An error on rank 0 raises on all ranks: FirstRankError on the others. Raises FileNotFoundError
-    if a rank does not see the proof within `SEEN_S`.
+    An error on rank 0 raises on all ranks, as of `together`. Raises FileNotFoundError if a rank
+    does not see the proof within `SEEN_S`.
     """
-    if rank() > 0:
-        if not all_agree(True):
-            raise FirstRankError("the first rank failed; its message says why")
-        if proof := _from_first(""):
-            _wait_for(Path(proof))
-        return work()
+    with together():
+        result = work() if rank() == 0 else None
+    proof = getattr(result, "proof", None)
+    text = _from_first(str(proof.absolute()) if proof else "")
+    if rank() == 0:
+        return cast(T, result)
+    if text:
+        _wait_for(Path(text))
+    return work()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Lets an error that some ranks raise in the block end it on all ranks: OtherRankError on those
+    without one, which would otherwise wait for the failed ranks.
+
+    All ranks enter. The block must not wait for other ranks.
+    """
     try:
-        result = work()
+        yield
     except Exception:
         all_agree(False)
         raise
-    all_agree(True)
-    proof = getattr(result, "proof", None)
-    _from_first(str(proof.absolute()) if proof else "")
-    return result
+    if not all_agree(True):
+        raise OtherRankError("another rank failed; its message says why")
 
 
 def _from_first(text: str) -> str:

@@ -169,8 +169,8 @@ class Saving:
     """A context manager that saves a training. Every rank calls every method; the first rank
     writes.
 
-    Leaving the context waits for all files. It raises errors of writing snapshots, and
-    PreemptedError after a signal, unless another error is being raised.
+    Leaving the context waits for all files. It raises errors of writing snapshots, on all ranks,
+    and PreemptedError after a signal, unless another error is being raised.
     """
 
     def __init__(
@@ -199,12 +199,14 @@ class Saving:
         self._preempted = self._signals.enter_context(preemption.noticed())
         self._last = time.monotonic()
         before = min(self._snapshots, default=np.inf)
-        newest = self._files.newest(before) if ranks.rank() == 0 else 0
+        with ranks.together():
+            newest = self._files.newest(before) if ranks.rank() == 0 else 0
         step = int(ranks.most(newest))
         self._progress = TrainingProgress()
         if not step:
             return self._progress
-        tensors, facts = self._files.read(step)
+        with ranks.together():
+            tensors, facts = self._files.read(step)
         state.restore(tensors)
         self._progress = progress = TrainingProgress(**facts)
         if ranks.rank() == 0:
@@ -218,13 +220,10 @@ class Saving:
 
     def take(self, progress: TrainingProgress, method: Trained) -> None:
         """Save what is due after an optimizer step. Raises PreemptedError after a signal."""
-        if progress.step in self._snapshots and ranks.rank() == 0:
-            wait(self._submitted[:-1])  # at most two snapshots are in memory and not yet written
-            export = method.export()
-            state = {name: to_host(tensor) for name, tensor in export.state.items()}
-            prompt = None if export.prompt is None else to_host(export.prompt)
-            copy = dataclasses.replace(export, state=state, prompt=prompt)
-            self.submit(lambda: self._write(progress.step, copy))
+        if progress.step in self._snapshots:
+            with ranks.together():
+                if ranks.rank() == 0:
+                    self._take_snapshot(progress.step, method)
         self._progress = progress
         if self._files is None or progress.step % self._every:
             return
@@ -236,6 +235,14 @@ class Saving:
             self._stop(self._files, progress)
         if wish:
             self._take_checkpoint(self._files, progress)
+
+    def _take_snapshot(self, step: int, method: Trained) -> None:
+        wait(self._submitted[:-1])  # at most two snapshots are in memory and not yet written
+        export = method.export()
+        state = {name: to_host(tensor) for name, tensor in export.state.items()}
+        prompt = None if export.prompt is None else to_host(export.prompt)
+        copy = dataclasses.replace(export, state=state, prompt=prompt)
+        self.submit(lambda: self._write(step, copy))
 
     def submit(self, work: Callable[[], object]) -> Future[object]:
         """Run `work` in the thread, after earlier work."""
@@ -278,8 +285,9 @@ class Saving:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                for future in self._submitted:
-                    future.result()
+                with ranks.together():
+                    for future in self._submitted:
+                        future.result()
                 if self._is_preempted():  # a signal after the last step stops as in `take`
                     assert self._files is not None and self._progress is not None
                     self._stop(self._files, self._progress)

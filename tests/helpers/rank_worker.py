@@ -3,15 +3,17 @@
 rank_worker.py FOLDER JOBS RESULTS RANKS. JOBS is a JSON list of {"runs", "words", "how", "step",
 "after"}; how: `stop` raises before that optimizer step on every rank, `term` sends SIGTERM to the
 last rank alone, `evaluate` evaluates the cell, `clip` compares clipped gradients with DeepSpeed's,
-`part` measures a rank's part of an optimizer with `train.zero`; after: where checkpoints are copied
-from first. Rank 0 writes a JSON list: for each job the cell's folder and the steps that it took, or
-the message that ended or refused it, or the largest difference or part on any rank. The exit code
-is that of every rank.
+`part` measures a rank's part of an optimizer with `train.zero`, `full` lets the first rank find no
+room for features and then for a snapshot; after: where checkpoints are copied from first. Rank 0
+writes a JSON list: for each job the cell's folder and the steps that it took, or the message that
+ended or refused it, or the largest difference or part on any rank, or the error of each rank. The
+exit code is that of every rank.
 
 The ranks are forks of one process, itself a fork of `fork_server`: imports take most of the time.
 `commands/test_launch.py` starts ranks as users do.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -24,19 +26,24 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.utils import clip_grad_norm_
 from torch import nn
 
-from engine.errors import PreemptedError
+from engine.cells.build import SNAPSHOTS, Followed
+from engine.errors import OtherRankError, PreemptedError
 from engine.evaluation import passes
 from engine.machine import entry, ranks
 from engine.machine.terminal import quiet_libraries
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
+from engine.store import pending
+from engine.store.artifacts import Store
 from engine.training import optim
 from helpers import processes
 from helpers.grids import SETS, Grid
 from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed
+from loaders.files.root import Root
 
 
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
@@ -50,6 +57,8 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
             before, here = (Path(runs) / "store" / "pending" for runs in (job["after"], grid.runs))
             shutil.copytree(before, here, dirs_exist_ok=True)
         ranks.all_agree(True)
+    if how == "full":
+        return [errors_without_room(grid, what, *words) for what in (".npy", SNAPSHOTS)]
     if how == "stop":
         interrupted(grid.builder(EVERY_STEP, *words), job["step"])
         return ["stopped"]
@@ -65,6 +74,29 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
         mix = {builder.base.name: 0.5, cell.name: 0.5}
         passes.evaluate(builder, [{cell.name: 1.0}, mix], SETS, "all")
     return [str(cell.artifact.folder), steps]
+
+
+def errors_without_room(grid: Grid, what: str, *words: str) -> list[str]:
+    """How each rank ends if the first one has no room for artefacts or files of this name."""
+    builder, errors = grid.builder("train.snapshots=3", *words), [""] * ranks.world()
+    builder.followed = Followed([builder.recipe], builder.recipe.dataset.sets)
+    opened, made, end = Root.open, Store.make, ""
+
+    def refuse(name: object) -> None:
+        if what in str(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(name))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pending, "SLICE", 8)
+        if ranks.rank() == 0:
+            patch.setattr(Root, "open", lambda *of: refuse(of[1]) or opened(*of))
+            patch.setattr(Store, "make", lambda *of: refuse(of[1]) or made(*of))
+        try:
+            builder.build()
+        except (OSError, OtherRankError) as error:
+            end = f"{type(error).__name__}: {error}"
+    dist.all_gather_object(errors, end)
+    return errors
 
 
 def clipping_difference() -> float:

@@ -32,7 +32,7 @@ from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import slurm
 from engine.campaigns.sites import Site
 from engine.commands import job
-from engine.errors import CampaignError, DivergedError, FirstRankError
+from engine.errors import CampaignError, DivergedError, OtherRankError
 from engine.machine.files import write_atomic
 from engine.report import exports, finish
 from engine.report.section import Section, Table
@@ -78,8 +78,8 @@ def test_of_several_ranks_the_one_with_an_error_is_kept_too(tmp_path, monkeypatc
     monkeypatch.setenv("RANK", "1")
     with recorded(place, JOB):
         pass
-    with pytest.raises(FirstRankError), recorded(place, JOB):
-        raise FirstRankError("the first rank failed")
+    with pytest.raises(OtherRankError), recorded(place, JOB):
+        raise OtherRankError("another rank failed")
     assert not [*read_events(place, JOB)]
     append_event(place, JOB, BEGUN)
     with pytest.raises(ValueError, match="no GPU"), recorded(place, JOB):
@@ -149,7 +149,7 @@ def test_events_of_writers_at_once_and_killed_at_any_moment_stay_whole(tmp_path)
         (ValueError("no such value"), 2),
         (DivergedError("the loss is not finite"), 2),
         (TimeoutError("the file system does not answer"), 74),
-        (FirstRankError("the first rank failed"), 74),
+        (OtherRankError("another rank failed"), 74),
     ],
 )
 def test_a_job_tells_by_its_code_whether_another_attempt_can_help(error, code, monkeypatch, capfd):

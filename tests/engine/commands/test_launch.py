@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine import cli
-from engine.errors import FirstRankError
+from engine.errors import OtherRankError
 from engine.machine import entry, ranks
 from engine.recipe.resolve import load_recipe
 from helpers import grids
@@ -125,7 +125,7 @@ def test_torchrun_is_told_the_error_that_a_rank_ends_with(monkeypatch, tmp_path)
     """And not that of a rank which only stops because the first one failed."""
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
-    stop = mock.Mock(side_effect=FirstRankError("the first rank failed; its message says why"))
+    stop = mock.Mock(side_effect=OtherRankError("another rank failed; its message says why"))
     assert entry.guarded(stop) == 2 and not file.exists()
     assert cli.main(["train", "recipe=emoji/ewq"]) == 2
     assert "\"error: there is no recipe 'emoji/ewq'; did you mean" in file.read_text()

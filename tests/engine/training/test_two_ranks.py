@@ -35,11 +35,11 @@ def two_ranks(
 ) -> tuple[subprocess.CompletedProcess[str], list[Any], dict[str, Grid]]:
     """Two ranks after their end, what became of their jobs, and the folders of these.
 
-    Interruptions are after 4 steps of 6. The last job but one measures the largest part of a rank,
-    and the last one gets SIGTERM.
+    Interruptions are after 4 steps of 6. The last jobs measure the largest part of a rank, find no
+    room on the first rank, and get SIGTERM.
     """
     folder = tmp_path_factory.mktemp("two")
-    names = ("plain", "zero", "resumed", "one to two", "two to one", "signal")
+    names = ("plain", "zero", "resumed", "one to two", "two to one", "full", "signal")
     places = {name: grid.elsewhere(folder / name, grid.builder()) for name in names}
     jobs = []
     for words in CELLS:
@@ -57,6 +57,7 @@ def two_ranks(
         ]
     jobs += [
         {"how": "part"},
+        {"runs": places["full"].runs, "words": ["method=lwf"], "how": "full"},
         {"runs": places["signal"].runs, "words": WITHOUT_ZERO, "step": 2, "how": "term"},
     ]
     process, results = rank_worker.run(grid, folder, jobs, 2, forked)
@@ -90,8 +91,16 @@ def test_weights_are_those_without_zero_and_interruption(two_ranks, number):
 
 @pytest.mark.slow
 def test_a_rank_keeps_its_part_of_moments_anchors_and_fisher(two_ranks):
-    (largest,) = two_ranks[1][-2]
+    (largest,) = two_ranks[1][-3]
     assert 0.5 <= largest < 0.55
+
+
+@pytest.mark.slow
+def test_all_ranks_end_if_the_first_has_no_room_for_features_or_a_snapshot(two_ranks):
+    """At once: the next job finds both ranks where it begins."""
+    for first, other in two_ranks[1][-2]:
+        assert first.startswith("OSError: ") and "No space left on device" in first
+        assert other == "OtherRankError: another rank failed; its message says why"
 
 
 @pytest.mark.slow
