@@ -68,13 +68,14 @@ def train(name: str, *settings: Settings) -> Cell:
     from engine.machine import ranks
     from engine.recipe.finder import allow_users_files
     from engine.recipe.overrides import parsed
+    from engine.store.use import in_use
 
     with allow_users_files():
         cell = plan_cell(name, parsed(settings))
         device = ranks.start(cell.recipe.device)
         encode_apart(cell, [*cell.recipe.base_sets, *cell.recipe.trained_sets])
         builder = Builder(cell, device)
-        with builder.store.in_use():
+        with in_use(builder.store):
             return builder.build()
 
 
@@ -254,11 +255,12 @@ def distances(
     from engine.machine.devices import pick_device
     from engine.otdd import problems, solve
     from engine.recipe.overrides import parsed
+    from engine.store.use import in_use
 
     cell = plan_cell(name, parsed(settings))
     names = _names(sets, cell.recipe.dataset.evaluated_sets)
     run = Builder(cell, pick_device(cell.recipe.device))
-    with run.store.in_use():
+    with in_use(run.store):
         matrix = solve.distances(run, names, problems.DistanceOptions(**options))
     return pandas.DataFrame(matrix.values, index=names, columns=names)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from pathlib import Path
 from engine.campaigns import plan_folder, record
 from engine.campaigns.plan_folder import PLAN, RECORD, PlanFolder
 from engine.campaigns.record import FinishedCampaign
+from engine.store import use
 from engine.store.artifacts import STORE, Artifact, Store
-from loaders.files.root import Root
+from loaders.files.root import WRITING, Root
 from loaders.files.typed_json import DamagedFile
 
 PACKS = "packs"
@@ -154,14 +156,16 @@ def _without_plan(runs: Path, begun: Sequence[Begun]) -> list[str]:
 def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
     """The finished artefacts in a runs folder's store, by kind and name.
 
-    Who needs a cell needs its snapshots, which are only there on request (`train.keep_snapshots`).
+    begun: all campaigns in the folder, and in others that share its store. Who needs a cell needs
+    its snapshots, which are only there on request (`train.keep_snapshots`).
     """
     needed: dict[str, list[str]] = {}
     for each in begun:
         of_record = each.record.record.artifacts if each.record else []
         files = each.record.record.files if each.record else {}
+        whom = each.name if each.place.runs == runs else str(each.place.campaign)
         for name in {*of_record, *(str(Path(file).parent) for file in files)}:
-            needed.setdefault(name, []).append(each.name)
+            needed.setdefault(name, []).append(whom)
     held = []
     for found, marker in Store(runs / STORE).artifacts():
         users = needed.get(f"{found.kind}/{found.name}", [])
@@ -171,13 +175,35 @@ def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
     return sorted(held, key=lambda each: each.artifact.folder)
 
 
-def size_of(folder: Path) -> int:
-    """Total bytes of the files below a folder, without following links."""
-    total = 0
-    for place, _, names in os.walk(folder):
+def unfinished(runs: Path) -> list[Held]:
+    """What commands that did not finish left in a runs folder, and no campaign needs once all are
+    finished: in the store, and old files of plans and reports that were not written to the end."""
+    store = Store(runs / STORE)
+    places = [*use.left_overs(store), *use.unfinished(store)]
+    for plan in plan_folder.in_runs(runs):
+        files = [plan.path / name for name in plan.root.names()]
+        with suppress(DamagedFile):  # a link
+            files += [plan.report / name for name in plan.report_root.files()]
+        places += filter(_is_left_over, files)
+    return [Held(Artifact(place), size_of(place), ()) for place in dict.fromkeys(places)]
+
+
+def _is_left_over(file: Path) -> bool:
+    """Whether a killed process left a file. A younger one may be in use."""
+    if not WRITING.fullmatch(file.name):
+        return False
+    with suppress(FileNotFoundError):
+        return time.time() - file.lstat().st_mtime > use.LEFT_OVER_S
+    return False
+
+
+def size_of(place: Path) -> int:
+    """Total bytes of a file, or of the files below a folder, without following links."""
+    total = place.lstat().st_size if place.is_file() else 0
+    for folder, _, names in os.walk(place):
         for name in names:
             with suppress(FileNotFoundError):  # another process may delete it meanwhile
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += os.lstat(os.path.join(folder, name)).st_size
     return total
 
 

@@ -33,6 +33,7 @@ from engine.errors import CampaignError
 from engine.machine import parent, preemption
 from engine.machine.files import room_for
 from engine.machine.follower import following
+from engine.store import use
 from engine.store.artifacts import Store
 from loaders.files import locks
 from loaders.files.root import Root
@@ -40,7 +41,6 @@ from loaders.files.root import Root
 WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Snakemake to cancel a scheduler's jobs
 GRACE_S = 5  # for jobs to end after an interruption; their finished artefacts are on disk
-LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PING_S = 15  # between two questions to the scheduler
 POLL_S = 0.5
 READ_S = 0.005  # between two reads of the jobs, for each job
@@ -66,7 +66,7 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
     with contextlib.ExitStack() as stack:
         found = {}
         for plan in plans:
-            stack.enter_context(Store(plan.place.store).in_use())
+            stack.enter_context(use.in_use(Store(plan.place.store)))
             stack.enter_context(locked(plan.place))
             found[plan.place] = _begin(plan, where)
         file = _write_settings(plans, asked, where)
@@ -97,7 +97,7 @@ def _begin(plan: Plan, where: Site) -> dict[str, Part]:
     found, store = _found(plan), Store(plan.place.store)
     with room_for(plan.place.plan):
         job_states.begin(plan)
-        for folder in store.left_overs(LEFT_OVER_S):
+        for folder in use.left_overs(store, use.LEFT_OVER_S):
             store.files.remove(folder)
         plan.place.root.write(plan.place.plan, plan_to_json(plan))
     if where.scheduler:  # of a command that was killed together with Snakemake

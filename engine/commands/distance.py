@@ -10,6 +10,7 @@ from engine.cells.plan_cell import plan_cell
 from engine.did_you_mean import nearest
 from engine.machine.terminal import announce
 from engine.report import console
+from engine.store.use import in_use
 from loaders.files.durable import short_digest
 from loaders.files.root import Root
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = problems.DistanceOptions(**{k: v for k, v in given.items() if v is not None})
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))
-    with builder.store.in_use():
+    with in_use(builder.store):
         matrix = solve.distances(builder, names, options)
     # Campaigns can have different datasets of one name.
     packs = {name: builder.sets[name].pack.fingerprint for name in names}

@@ -22,6 +22,7 @@ from engine.measures.tables import write_csv
 from engine.model_files.descriptions import read_classes
 from engine.report import terminal
 from engine.store.artifacts import STORE, Store
+from engine.store.use import in_use
 
 AMONG = {
     "none": "among all of the head's classes",
@@ -68,7 +69,7 @@ def _models(
         read_classes(arguments.classes) if arguments.classes else None,
     )
     device = ranks.start(resolved.device)
-    with Store(Path(resolved.runs) / STORE).in_use():
+    with in_use(Store(Path(resolved.runs) / STORE)):
         rows = user_models.evaluate(
             resolved,
             models,
@@ -106,7 +107,7 @@ def _campaign(
     for file in files.values():
         refuse_overwriting(file, arguments.force, is_folder=False)
     device = ranks.start(run.plan.device)
-    with Store(run.place.store).in_use():
+    with in_use(Store(run.place.store)):
         rows = own_sets.evaluate(
             run,
             sets,

@@ -38,6 +38,7 @@ from engine.machine.files import runtime_folder
 from engine.machine.follower import following
 from engine.recipe.finder import allow_users_files
 from engine.store.artifacts import Store
+from engine.store.use import in_use
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     in_processes = stage_of(job) == COLUMN and of_users and not is_part
     if job != REPORT and not in_processes and "RANK" not in os.environ:
         _take_gpus(1 if job == DISTANCES else arguments.ranks, plan.device)
-    with Store(place.store).in_use(), recorded(place, job, is_part=is_part):
+    with in_use(Store(place.store)), recorded(place, job, is_part=is_part):
         if in_processes:
             code = _in_processes(plan, job)
         else:

@@ -7,15 +7,16 @@ import argparse
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.campaigns import holdings, job_states, status
 from engine.campaigns.holdings import Held
 from engine.campaigns.status import AT_WORK, DAMAGED, FINISHED, Status
-from engine.store import made_by
-from engine.store.artifacts import STORE, Artifact, Store
+from engine.store import made_by, use
+from engine.store.artifacts import STORE, Store
 from loaders.files.names import one_line
+from loaders.files.root import Root
 
 SHOWN = 20  # artefacts listed per kind
 
@@ -29,9 +30,12 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join(map(one_line, lines(status.of(each, now, is_latest=is_latest), now))))
     if not begun:
         print(f"{runs} contains no campaign")
-    for stray in holdings.strays(runs):
-        print(f"note: {one_line(stray)}")
-    print("\n".join(map(one_line, store_lines(holdings.artifacts(runs, begun)))))
+    others, hidden = use.others(Store(runs / STORE))
+    for note in (*holdings.strays(runs), *shared_lines(others), *hidden):
+        print(f"note: {one_line(note)}")
+    needing = [*begun, *(each for other in others for each in holdings.campaigns(other))]
+    held = [*holdings.artifacts(runs, needing), *holdings.unfinished(runs)]
+    print("\n".join(map(one_line, store_lines(held))))
     packs = runs / holdings.PACKS
     if packs.is_dir():
         print(f"packs  {size(holdings.size_of(packs))}")
@@ -56,6 +60,14 @@ def lines(status: Status, now: float) -> list[str]:
     if status.error:
         shown.append(f"  last error: {status.error.splitlines()[0]}")
     return shown
+
+
+def shared_lines(others: Mapping[Path, Path]) -> list[str]:
+    """Other runs folders that use the store. others: as of `use.others`."""
+    return [
+        f"{folder} shares the store; if it no longer needs the store, delete {file}"
+        for folder, file in others.items()
+    ]
 
 
 def store_lines(held: Sequence[Held]) -> list[str]:
@@ -96,14 +108,18 @@ def gc(arguments: argparse.Namespace) -> None:
     runs: Path = arguments.runs
     store = Store(runs / STORE)
     deletes = arguments.yes and store.root.is_dir()
-    with store.alone() if deletes else contextlib.nullcontext():
-        before = holdings.strays(runs), holdings.changed(runs)
-        begun = holdings.campaigns(runs)
-        found = [each for each in holdings.artifacts(runs, begun) if not each.needed_by]
-        left = [Held(Artifact(path), holdings.size_of(path), ()) for path in store.left_overs()]
-        total = sum(each.size for each in [*found, *left])
+    with use.alone(store) if deletes else contextlib.nullcontext():
+        others, hidden = use.others(store)
+        before = [(holdings.strays(each), holdings.changed(each)) for each in (runs, *others)]
+        begun = {each: holdings.campaigns(each) for each in (runs, *others)}
+        needing = [each for of_folder in begun.values() for each in of_folder]
+        found = [each for each in holdings.artifacts(runs, needing) if not each.needed_by]
+        left = holdings.unfinished(runs)
+        for note in shared_lines(others):
+            print(f"note: {one_line(note)}")
         print("\n".join(unneeded_lines([*found, *left])))
-        if total and (doubts := holdings.doubts(runs, begun)):
+        doubts = [*hidden, *(text for each in begun for text in holdings.doubts(each, begun[each]))]
+        if (total := sum(each.size for each in [*found, *left])) and doubts:
             more = [f"and {len(doubts) - SHOWN} more"] if len(doubts) > SHOWN else []
             kept = "\n  ".join(["it is kept:", *map(one_line, doubts[:SHOWN]), *more])
             if arguments.yes:
@@ -113,13 +129,15 @@ def gc(arguments: argparse.Namespace) -> None:
         if not deletes or not total:
             print("nothing was deleted" + ("; --yes deletes it" if total else ""))
             return
-        for each in found:
-            if (holdings.strays(runs), holdings.changed(runs)) != before:
+        for each in [*found, *left]:
+            now = [(holdings.strays(folder), holdings.changed(folder)) for folder in begun]
+            if now != before:
                 raise ValueError(f"{runs} was changed meanwhile: run `rib gc` again")
-            store.remove(each.artifact)
-        for each in left:
-            store.files.remove(each.artifact.folder)
-        stayed = sum(map(holdings.size_of, store.left_overs()))
+            if each in found:
+                store.remove(each.artifact)
+            else:
+                Root(runs).remove(each.artifact.folder)
+        stayed = sum(each.size for each in holdings.unfinished(runs))
     print(f"deleted {size(total - stayed)}")
     if stayed:
         raise PermissionError(f"{size(stayed)} in {store.root} could not be deleted")

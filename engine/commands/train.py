@@ -11,6 +11,7 @@ from engine.commands import recipes
 from engine.machine.terminal import announce
 from engine.recipe.finder import allow_users_files
 from engine.recipe.overrides import Override, of_word
+from engine.store.use import in_use
 
 HEAD = """\
 rib train CAMPAIGN/METHOD [key=value ...], such as emoji/ewc, or a YAML file in place of
@@ -58,7 +59,7 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
         device = ranks.start(cell.recipe.device)
         encode_apart(cell, [*cell.recipe.base_sets, *cell.recipe.trained_sets])
         for builder in Builder(cell, device).seeded():
-            with builder.store.in_use():
+            with in_use(builder.store):
                 trained = builder.build()
                 with builder.alone(f"{trained.name}-evaluated"):
                     outcome.show(builder, trained)

@@ -16,6 +16,7 @@ from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.recipe import overrides
 from engine.report import console
+from engine.store.use import in_use
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     classes = upstream.head_classes() if brings_head else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     builder = Builder(cell, device, sets)
-    with builder.store.in_use():
+    with in_use(builder.store):
         checks = verify.verify(builder, arguments.tolerance)
     print(text(recipe.model.name, checks))
     if any(check.timm is not None for check in checks):

@@ -17,6 +17,7 @@ from engine.machine import ranks
 from engine.machine.files import room_for
 from engine.models.execution import Form, Function, Model
 from engine.run import Run
+from engine.store.artifacts import PENDING
 from engine.store.cells import Cell
 from engine.store.pending import slices
 from loaders.batches import Batch, on_device
@@ -36,7 +37,7 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
     files = run.store.files
-    file = f"pending/{run.store.place('features', label, key).name}.npy"
+    file = f"{PENDING}/{run.store.place('features', label, key).name}.npy"
 
     def compute() -> Callable[[Path], object]:
         _compute(run, cell, labelled, _form(run, training), file)

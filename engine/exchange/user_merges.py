@@ -35,6 +35,7 @@ from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store.artifacts import STORE, Store
 from engine.store.cells import Average, Cell, Ensemble, Export, canonical_mix
+from engine.store.use import in_use
 
 log = logging.getLogger(__name__)
 MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of cells
@@ -119,7 +120,7 @@ def merged(
     names = list(map(str, files[: len(places)]))
     options = _options(method, names, base is not None, resolved.model.arch, of_method)
     store = Store(Path(resolved.runs) / STORE, resolved.generation)
-    with store.in_use():
+    with in_use(store):
         of_files, head = user_models.cells_of(resolved, store, files, classes)
         by_name = {str(file): cell for file, cell in of_files.items()}
         pre_trained = of_files[files[-1]]  # of the base, if there is one

@@ -10,28 +10,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
-import math
 import re
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from engine.machine.files import room_for
 from engine.recipe import finder
 from engine.store import made_by
-from loaders.files import locks, typed_json
+from loaders.files import typed_json
 from loaders.files.durable import file_hash, short_digest, sync
 from loaders.files.names import InnerPath, is_name
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
-log = logging.getLogger(__name__)
 FORMAT = 3  # increment it when the meaning of stored artefacts changes
 STORE = "store"  # folder name below a folder of runs
 EXTRAS = "extras"  # kind of all artefacts of extras, whose labels begin with the extra's name
@@ -43,7 +39,7 @@ APART = KINDS - {"snapshots"}  # kinds kept apart after a user's method ran; see
 MARKER, UNFINISHED = "done.json", ".unfinished"  # in an artefact's folder
 # The name of an artefact that is being written or deleted.
 TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")
-IN_USE = ".in-use"  # lock file in a store
+PENDING = "pending"  # folder in a store, of what makes an artefact and can be resumed
 
 
 class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -235,42 +231,6 @@ class Store:
                     marker = read_marker(self.files.below(folder))
                     if _has_key(folder, marker):
                         yield Artifact(folder), marker
-
-    def left_overs(self, older_than_s: float = -math.inf) -> list[Path]:
-        """The folders that killed processes were writing or deleting `older_than_s` ago.
-
-        Younger ones may be in use, except in `alone`. Follows no links.
-        """
-        return [
-            folder
-            for kind in KINDS.intersection(self.files.folders())
-            for folder in map((self.root / kind).joinpath, self.files.folders(kind))
-            if TEMPORARY.fullmatch(folder.name)
-            and time.time() - folder.lstat().st_mtime > older_than_s
-        ]
-
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keeps `rib gc` from deleting artefacts; waits for one that is deleting them.
-
-        Every process that makes artefacts, or finds them for others to use, enters.
-        """
-
-        def wait() -> None:
-            log.warning("waiting for `rib gc`, which deletes artefacts in %s", self.root)
-
-        with locks.shared(self.root / IN_USE, wait, self.files):
-            yield
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps other processes out of the store. Raises ValueError if one is `in_use`."""
-
-        def refuse() -> NoReturn:
-            raise ValueError(f"another command is using {self.root}: wait until it ends")
-
-        with locks.shared(self.root / IN_USE, refuse, self.files, alone=True):
-            yield
 
     def missing(self, kind: str, label: str, key: Mapping[str, Any]) -> FileNotFoundError:
         """The error for an artefact that a campaign should have made."""

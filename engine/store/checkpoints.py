@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.store import made_by, tensors
-from engine.store.artifacts import MARKER, Artifact, Store
+from engine.store.artifacts import MARKER, PENDING, Artifact, Store
 
 log = logging.getLogger(__name__)
 STATE, FACTS = "state.safetensors", "progress.json"
@@ -30,7 +30,7 @@ class CheckpointFiles:
     """The checkpoints of a cell, by number of completed optimizer steps."""
 
     def __init__(self, store: Store, cell: str) -> None:
-        self._store, self._cell = Store(store.files.below("pending")), cell
+        self._store, self._cell = Store(store.files.below(PENDING)), cell
         self.folder = self._store.root / cell
 
     def write(self, step: int, state: Mapping[str, torch.Tensor], facts: str) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from engine.machine import ranks
 from engine.machine.files import room_for
 from engine.measures import predictions
-from engine.store.artifacts import Store
+from engine.store.artifacts import PENDING, Store
 from loaders.files.typed_json import DamagedFile
 
 PART = "part-00000.parquet"
@@ -51,7 +51,7 @@ class PartialPredictions:
         self.store, self.average, self.cuts = store, average, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
-        self._files = store.files.below(f"pending/{store.place('predictions', *name).name}")
+        self._files = store.files.below(f"{PENDING}/{store.place('predictions', *name).name}")
         self.todo = {k for k in range(len(cuts)) if not ranks.all_agree(self._has(k))}
 
     def put(self, number: int, table: pa.Table) -> None:

@@ -9,6 +9,7 @@ another process could replace them by a link.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -28,6 +29,7 @@ _FLAGS = {
     "r+b": os.O_RDWR | os.O_CREAT,
 }
 READABLE = 256 << 20  # maximum bytes of a file that is read as a whole
+WRITING = re.compile(r"\..+\.[0-9a-f]{8}")  # name of a file that a process writes, or was killed
 
 
 class Root:
@@ -66,7 +68,10 @@ class Root:
         path = self._path(name)
         with self._above(name, make=mode != "rb") as (folder, last):
             flags = _FLAGS[mode] | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(last, flags, 0o666, dir_fd=folder)
+            try:
+                descriptor = os.open(last, flags, 0o666, dir_fd=folder)
+            except IsADirectoryError as error:
+                raise DamagedFile(f"{path} is a folder, not a file; move it away") from error
         try:
             check_regular(descriptor, path)
             return os.fdopen(descriptor, mode)

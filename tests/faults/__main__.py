@@ -19,16 +19,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults import disk, ending
+from faults import disk, ending, sharing
 from faults.campaign import Campaign, warm_up
 from faults.forked import FellShort, Skipped, end_all
 
 KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
     "kill": ending.kill,
     "tree": ending.tree,
+    "ranks": ending.ranks,
     "mutate": disk.mutate,
     "full": disk.full,
     "readonly": disk.readonly,
+    "shared": sharing.shared,
 }
 QUICK = {"mutate": 10}  # trials for one of each other kind
 

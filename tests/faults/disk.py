@@ -21,13 +21,15 @@ from helpers.endings import heal
 CPU_S = 10.0  # that a command may take before it ends in an error
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 IGNORED = (".snakemake", ".lock", "locks", "logs")
-OF_ANY_NAME = ("done", "events", "pending", "report", "tables", "figures")
+OF_ANY_NAME = ("done", "events", "pending", "report", "tables", "figures", "used-by")
 VALUES: list[Any] = [
     *(None, True, -1, 0, 10**400, 1e308, "", "../../x", "é\0", [], {}, [[]], "x" * 9000),
 ]
 # What of a finished campaign is deleted too, so that more than its report is read again.
 LOST = ("", "shapes*/report", "shapes*", "store/predictions", "store/distances", "store/cells")
 NO_ROOM = ("No space left", "make room")
+TMPFS = ["-t", "tmpfs", "-o", "size=512m", "tmpfs"]
+FILLER = "filler"  # on a disk that is full
 
 
 def mutate(campaign: Campaign, rng: random.Random) -> str:
@@ -60,7 +62,8 @@ def files_by_kind(runs: Path) -> dict[tuple[str, str], list[Path]]:
     for path in sorted(path for path in runs.rglob("*") if path.is_file()):
         parts = path.relative_to(runs).parts
         if not {*parts} & {*IGNORED}:
-            place = {"store": parts[1], "packs": "packs"}.get(parts[0], parts[-2])
+            above = path.relative_to(runs).parent.name
+            place = {"store": "".join(parts[1:2]), "packs": "packs"}.get(parts[0], above)
             kinds[place, path.suffix if place in OF_ANY_NAME else path.name].append(path)
     return kinds
 
@@ -163,21 +166,21 @@ def full(campaign: Campaign, rng: random.Random) -> str:
     disk = campaign.runs.parent
     at, left = max(1, int(rng.random() * campaign.changes)), rng.randrange(1 << 16)
     done = f"the disk full but for {left} bytes at change {at}"
-    filler = disk / "filler"
-
-    def fill() -> None:
-        state = os.statvfs(disk)
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, state.f_bavail * state.f_frsize - left))
-
-    with mounted(["-t", "tmpfs", "-o", "size=512m", "tmpfs", str(disk)], disk):
-        ended = campaign.run(at=at, act=fill)
+    with mounted([*TMPFS, str(disk)], disk):
+        ended = campaign.run(at=at, act=lambda: fill(disk, left))
         if ended.code != 0:
             line = only_error(ended, done)
             require(any(words in line for words in NO_ROOM), f"after {done}, no disk in: {line}")
-        filler.unlink(missing_ok=True)
+        (disk / FILLER).unlink(missing_ok=True)
         campaign.check(campaign.run(), done)
     return done
+
+
+def fill(disk: Path, left: int) -> None:
+    """Leave so many bytes of a disk."""
+    state = os.statvfs(disk)
+    with (disk / FILLER).open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, state.f_bavail * state.f_frsize - left))
 
 
 def readonly(campaign: Campaign, rng: random.Random) -> str:

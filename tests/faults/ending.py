@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from faults.campaign import Campaign
+from faults.disk import FILLER, NO_ROOM, TMPFS, fill, mounted
 from faults.forked import HANGS_S, FellShort, patience, require
 from helpers import grids
 from helpers.processes import ROOT
@@ -74,6 +75,13 @@ class Tree:
         text = self.log.read_text(errors="replace")[-1500:]
         require(code == 0, f"after {done}, exit code {code}: {text}")
 
+    def leave_nothing(self, done: str) -> None:
+        """Raise FellShort where a process outlives the root by more than `ENDS_WITHIN_S`."""
+        end = time.monotonic() + patience(ENDS_WITHIN_S)
+        while (left := self.processes()) and time.monotonic() < end:
+            time.sleep(0.1)
+        require(not left, f"after {done}, processes are left: {left}")
+
     def __enter__(self) -> "Tree":
         return self
 
@@ -110,11 +118,33 @@ def tree(campaign: Campaign, rng: random.Random) -> str:
             running.succeed(done)
         elif running.wait(done) == 0:
             check(campaign, kind, f"{done}, and exit code 0")
-        end = time.monotonic() + patience(ENDS_WITHIN_S)
-        while (left := running.processes()) and time.monotonic() < end:
-            time.sleep(0.1)
-        require(not left, f"after {done}, processes are left: {left}")
+        running.leave_nothing(done)
     finish(campaign, kind, done)
+    return done
+
+
+def ranks(campaign: Campaign, rng: random.Random) -> str:
+    """The disk of two ranks fills up at some moment: both end soon, and with room the same command
+    finishes."""
+    kind, moment, left = rng.choice(COMMANDS[-2:]), rng.random(), rng.randrange(1 << 16)
+    disk = campaign.runs.parent
+    with mounted([*TMPFS, str(disk)], disk):
+        if kind not in campaign.seconds:
+            finish(campaign, kind, "nothing")
+            campaign.clear()
+        seconds = moment * campaign.seconds[kind]
+        done = f"{kind}: the disk full but for {left} bytes after {seconds:.0f} s"
+        with Tree(command_of(campaign, kind), campaign) as running:
+            time.sleep(seconds)
+            fill(disk, left)
+            code, text = running.wait(done), running.log.read_text(errors="replace")
+            require(
+                code == 0 or any(words in text for words in NO_ROOM),
+                f"after {done}, exit code {code} and no disk in: {text[-1500:]}",
+            )
+            running.leave_nothing(done)
+        (disk / FILLER).unlink()
+        finish(campaign, kind, done)
     return done
 
 

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas
+from msgspec import Meta
 
 from engine.measures import correlation
-from engine.measures.rows import Arm, Setting, trained_sets
+from engine.measures.rows import Arm, Scalar, Setting, trained_sets
 from engine.measures.tables import groups
 from engine.report import charts
 from engine.report.results import Results, title
 from engine.report.section import Section, Table
 from engine.report.sections.curves import LABELS, X_OF_STEP_0, step_ticks
+from loaders.files import typed_json
 
+# Rounding may lead a little beyond 1.
+Cka = Annotated[float, Meta(ge=-1.001, le=1.001)]
 CELL = ["model", "method", "variant", "downstream", "evaluated_on"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """CKA of a model on a dataset by block, from the first to the last; None if features do not
+    vary."""
+
+    model: str
+    method: str
+    variant: str
+    alpha: float | None
+    setting: dict[str, Scalar]
+    downstream: str
+    evaluated_on: str
+    blocks: Annotated[dict[str, Cka | None], Meta(min_length=1)]
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.model, self.method, self.variant, self.alpha, Setting(self.setting))
 
 
 def section(results: Results) -> Section | None:
@@ -91,11 +115,11 @@ def _blocks(results: Results) -> pandas.DataFrame:
     """One row per cell and block: its CKA and depth (1: last block)."""
     arms = {arm: k for k, arm in enumerate(results.grid.arms)}
     rows = [
-        {"arm": arms.get(_arm(row), -1)}
-        | {name: row[name] for name in ("downstream", "evaluated_on")}
-        | {"block": block, "depth": number / len(row["blocks"]), "cka": value}
-        for row in results.record.extras.get("cka", ())
-        for number, (block, value) in enumerate(row["blocks"].items(), start=1)
+        {"arm": arms.get(row.arm, -1), "downstream": row.downstream}
+        | {"evaluated_on": row.evaluated_on}
+        | {"block": block, "depth": number / len(row.blocks), "cka": value}
+        for row in _rows(results)
+        for number, (block, value) in enumerate(row.blocks.items(), start=1)
     ]
     data = pandas.DataFrame(rows, columns=["arm", *CELL[3:], "block", "depth", "cka"])
     data = results.shown[["arm", *CELL[:3]]].merge(data.astype({"cka": float}), on="arm")
@@ -106,17 +130,17 @@ def _during_training(results: Results) -> pandas.DataFrame:
     """One row per method with snapshots, kind of dataset and optimizer step, from step 0, at which
     the model is the pretrained one."""
     rows, keys = [], ["model", "method", "quantity", "step"]
-    for row in results.record.extras.get("cka", ()):
-        arm, on = _arm(row), row["evaluated_on"]
+    for row in _rows(results):
+        arm, on = row.arm, row.evaluated_on
         kinds = {
-            "downstream": on in trained_sets(row["downstream"]),
+            "downstream": on in trained_sets(row.downstream),
             "upstream": on == results.record.upstream,
             "ood": on in results.grid.sets,
         }
         kind = next((kind for kind, is_one in kinds.items() if is_one), None)
         if arm.step is not None and kind is not None:
             name = title(arm.without_step, results.record.methods)
-            cka = np.array(list(row["blocks"].values()), float).mean()
+            cka = np.array(list(row.blocks.values()), float).mean()
             rows += [
                 (arm.model, name, LABELS[kind], at, of) for at, of in ((0, 1.0), (arm.step, cka))
             ]
@@ -125,9 +149,11 @@ def _during_training(results: Results) -> pandas.DataFrame:
     )
 
 
-def _arm(row: Mapping[str, Any]) -> Arm:
-    """The arm of a row of the record (JSON)."""
-    return Arm(*(row[name] for name in Arm._fields))._replace(setting=Setting(row["setting"]))
+def _rows(results: Results) -> list[Row]:
+    """The rows of the record. Raises DamagedFile for values that no campaign writes."""
+    rows = [*results.record.extras.get("cka", ())]
+    place = Path(f"extras.cka in the record of {results.record.name}")
+    return typed_json.convert(rows, list[Row], place, "run the campaign again")
 
 
 def _mean(data: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:

@@ -1,7 +1,9 @@
 """`rib gc`: only what is provably the engine's own, and needed by nobody, is deleted."""
 
 import contextlib
+import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.store import artifacts
+from engine.store import artifacts, use
 from engine.store.artifacts import MARKER, UNFINISHED, Store
 from faults import forked
 from helpers.runs_folders import artifact, begun, finish
 from loaders.files import locks
 
+FORK = multiprocessing.get_context("fork")
 LEFT_OVER = ".ewc-few-0123456789abcdef.01234567"
 
 
@@ -168,10 +171,156 @@ def test_left_overs_of_killed_commands_go(runs, gc):
     assert "deleted 4 kB" in gc("--yes") and not list((runs / "store" / "cells").iterdir())
 
 
+def test_what_unfinished_work_left_goes(runs, gc):
+    """Checkpoints of a training that diverged, slices of predictions, and features."""
+    finish(begun(runs), [])
+    pending = runs / "store" / "pending"
+    of_cell, slices, features = (f"{name}-0123456789abcdef" for name in ("ewc-few", "on", "few"))
+    for name in (f"{of_cell}/step000000004-0123456789abcdef", slices, "of mine"):
+        (pending / name).mkdir(parents=True)
+        (pending / name / "x").write_bytes(bytes(2000))
+    (pending / f"{features}.npy").write_bytes(bytes(2000))
+    shown = gc()
+    assert "pending: 3, 6 kB" in shown and f"{of_cell}  2 kB" in shown
+    begun(runs, "other")
+    assert "other is unfinished" in gc("--yes", refused=True)
+    shutil.rmtree(runs / "other")
+    assert "deleted 6 kB" in gc("--yes")
+    assert [path.name for path in pending.iterdir()] == ["of mine"]
+
+
+@pytest.fixture
+def other(runs, tmp_path) -> Path:
+    """Another runs folder, which the store of the first lists as if it were mounted there."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    share(folder, runs)
+    share(runs, runs)
+    return folder
+
+
+def share(folder: Path, runs: Path) -> None:
+    """Do in a runs folder what a command there does to the store that it shares with `runs`."""
+    if folder != runs:
+        (runs / "store").rename(folder / "store") if (runs / "store").exists() else None
+    with use.in_use(Store(folder / "store")):
+        pass
+    if folder != runs:
+        (folder / "store").rename(runs / "store")
+
+
+def listed(runs: Path) -> list[Path]:
+    """The files of the runs folders that a store lists."""
+    return sorted((runs / "store" / use.USED_BY).iterdir())
+
+
+def file_of(folder: Path, runs: Path) -> Path:
+    """That of one runs folder."""
+    return runs / "store" / use.USED_BY / f"{(folder / use.ID).read_text()}.json"
+
+
+def test_what_campaigns_in_another_folder_of_the_store_need_stays(runs, other, held, gc, capsys):
+    finish(begun(runs), held[:1])
+    plan = begun(other, "theirs")
+    assert f"{plan.place.path}) is" not in gc()
+    assert f"delete its plan ({plan.place.path})" in gc("--yes", refused=True)
+    finish(plan, held[1:2])
+    shown = gc("--yes")
+    assert f"{other} shares the store" in shown and str(file_of(other, runs)) in shown
+    assert left(runs) == {*held[:2]}
+    assert cli.main(["status", str(runs)]) == 0
+    assert f"for {other / 'theirs'}\n" in capsys.readouterr().out
+
+
+def test_a_folder_of_the_store_that_cannot_be_read_is_named_until_its_file_is_deleted(
+    runs, other, held, gc
+):
+    """As one on a disk that is not mounted, or on another machine that has the same path."""
+    finish(begun(runs), held[:1])
+    begun(other, "theirs")
+    away = other.rename(other.with_name("away"))
+    file = file_of(away, runs)
+    reason = f"{other} on .* shares {runs / 'store'} and cannot be read here: .* delete {file}"
+    for _ in range(2):
+        assert re.search(reason, gc()) and re.search(reason, gc("--yes", refused=True))
+        assert left(runs) == {*held}
+        other.mkdir(exist_ok=True)
+        (other / use.ID).write_text("0" * 32)
+    file.write_text("{}")
+    assert f"{file} is damaged" in gc("--yes", refused=True)
+    file.unlink()
+    gc("--yes")
+    assert left(runs) == {held[0]}
+
+
+def test_folders_that_moved_are_known(runs, other, held, gc, tmp_path):
+    finish(begun(runs), held[:1])
+    finish(begun(other, "theirs"), held[1:2])
+    other = other.rename(tmp_path / "other here")
+    share(other, runs)
+    assert len(listed(runs)) == 2
+    moved = runs.rename(tmp_path / "runs here")
+    assert cli.main(["gc", str(moved), "--yes"]) == 0
+    assert left(moved) == {*held[:2]}
+    share(moved, moved)
+    assert len(listed(moved)) == 2
+    by_another_path = tmp_path / "linked"
+    by_another_path.symlink_to(moved)
+    assert cli.main(["gc", str(by_another_path), "--yes"]) == 0
+
+
+def test_a_copy_is_another_folder(runs, held, gc, tmp_path, capsys):
+    """With the store, its list names the original until the file is deleted; without, a command in
+    the copy gives it an identifier of its own."""
+    share(runs, runs)
+    finish(begun(runs), held[:1])
+    copy = shutil.copytree(runs, tmp_path / "copy")
+    shutil.rmtree(copy / "emoji")
+    finish(begun(copy, "theirs"), held[1:2])
+    assert cli.main(["gc", str(copy), "--yes"]) == 0
+    file = file_of(runs, copy)
+    assert f"{runs} shares the store" in capsys.readouterr().out and left(copy) == {*held[:2]}
+    share(copy, copy)
+    assert len(listed(copy)) == 2
+    file.unlink()
+    assert cli.main(["gc", str(copy), "--yes"]) == 0 and left(copy) == {held[1]}
+    shutil.rmtree(copy / "store")
+    (copy / use.ID).write_bytes((runs / use.ID).read_bytes())
+    share(copy, runs)
+    assert len(listed(runs)) == 2
+    gc("--yes")
+    assert left(runs) == {*held[:2]}
+
+
+def test_folders_that_begin_at_once_are_listed_once(runs):
+    (runs / "store").mkdir()
+    processes = [FORK.Process(target=share, args=(runs, runs)) for _ in range(20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert listed(runs) == [file_of(runs, runs)]
+
+
+def test_files_that_a_killed_report_left_go(runs, gc):
+    finish(plan := begun(runs), [])
+    plan.place.report.mkdir()
+    plan.place.store.mkdir()
+    left = [plan.place.report / ".table.txt.0a1b2c3d", plan.place.path / ".plan.json.0a1b2c3d"]
+    for file in (*left, plan.place.report / ".accuracy.csv.0a1b2c3d", plan.place.report / "x"):
+        file.write_bytes(bytes(500))
+    for file in left:
+        os.utime(file, (0, 0))
+    assert "report: 1, 500 B" in gc() and "deleted 1 kB" in gc("--yes")
+    assert {path.name for path in plan.place.report.iterdir()} == {".accuracy.csv.0a1b2c3d", "x"}
+    assert not left[1].exists() and plan.place.plan.is_file()
+
+
 def test_nothing_goes_while_a_command_uses_the_store(runs, gc):
     cell = artifact(runs, "cells", "a", 3000)
     finish(begun(runs), [])
-    with Store(runs / "store").in_use(), Store(runs / "store").in_use():
+    store = Store(runs / "store")
+    with use.in_use(store), use.in_use(store):
         assert "is using" in gc("--yes", refused=True)
     assert left(runs) == {cell}
     gc("--yes")
@@ -190,7 +339,8 @@ def test_names_are_shown_in_one_line_without_control_characters(runs, gc):
 def test_a_report_is_the_same_once_what_nobody_needs_is_gone(finished, runs, gc):
     shutil.copytree(finished, runs, dirs_exist_ok=True)
     kinds = {path.name for path in (runs / "store").iterdir() if path.is_dir()}
-    assert kinds <= {*artifacts.KINDS, "pending", "locks"} and "features" in kinds
+    others = {artifacts.PENDING, use.USED_BY, "locks"}
+    assert kinds <= artifacts.KINDS | others and "features" in kinds
     report = runs / "shapes" / "report"
     tables = {path: path.read_bytes() for path in report.glob("*.csv")}
     gc("--yes")
@@ -251,7 +401,7 @@ def test_a_campaign_that_starts_meanwhile_waits_or_keeps_what_it_finds(step, run
 
     def begin() -> None:
         with contextlib.suppress(Waits):
-            held = locks.shared(store.root / artifacts.IN_USE, wait, store.files)
+            held = locks.shared(store.root / use.IN_USE, wait, store.files)
             until_the_end.enter_context(held)
             seen.write_text("\n".join(left(runs)))
             begun(runs, "starts")

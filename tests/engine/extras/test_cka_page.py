@@ -10,6 +10,7 @@ from engine.measures.rows import PRE, Arm
 from helpers.made_results import TITLES, drawn, of_cells, results, row
 from helpers.reports import changed
 from helpers.stores import SETS
+from loaders.files.typed_json import DamagedFile
 
 BLOCKS = ("blocks.0", "blocks.1", "blocks.2")
 
@@ -20,10 +21,10 @@ def rows(missing: bool = False) -> list[dict]:
     for method in TITLES:
         for downstream in SETS:
             for on in (*SETS, "up"):
-                values = rng.random(len(BLOCKS))
+                values = 0.1 + 0.8 * rng.random(len(BLOCKS))
                 for seed, shift in ((0, -0.1), (1, 0.1)):
                     cell = {"model": "lite0", "method": method, "variant": "original"}
-                    cell |= {"alpha": None, "setting": "", "downstream": downstream}
+                    cell |= {"alpha": None, "setting": {}, "downstream": downstream}
                     shifted = [float(value + shift) for value in values]
                     if missing and (method, downstream, on) == ("lwf", "a", "b"):
                         shifted[0] = None
@@ -40,6 +41,23 @@ def of_grid(tmp_path_factory):
 @pytest.mark.parametrize("stored", [{}, {"cka": []}])
 def test_without_cka_there_is_no_section(of_grid, stored):
     assert cka.section(changed(of_grid, extras=stored)) is None
+
+
+WRONG = [
+    {"blocks": {"blocks.0": "high"}},
+    {"blocks": {"blocks.0": 1e308}},
+    {"blocks": {}},
+    {"blocks": [0.5]},
+    {"setting": {"step": [1]}},
+    {"evaluated_on": None},
+]
+
+
+@pytest.mark.parametrize("values", [*WRONG, None], ids=str)
+def test_values_that_no_campaign_writes_are_an_error(of_grid, values):
+    wrong = [*rows(), rows()[0] | values if values else {"cka": 1.0}]
+    with pytest.raises(DamagedFile, match=r"extras.cka in the record of made-up is damaged \(.*\["):
+        cka.section(changed(of_grid, extras={"cka": wrong}))
 
 
 def test_the_scatter_has_mean_cka_and_the_change_in_accuracy(of_grid):
@@ -79,7 +97,8 @@ def test_sets_that_differ_do_not_turn_the_headings_direction():
                 arm = ("lite0", method, "original", None, "", downstream, on)
                 cells.append((*arm, 50 + 10 * place + 2 * here + noise))
                 blocks = dict.fromkeys(BLOCKS, 0.5 + value / 200)
-                cell = dict(zip(Arm._fields, arm[:5], strict=True)) | {"downstream": downstream}
+                cell = dict(zip(Arm._fields, arm[:5], strict=True))
+                cell |= {"setting": {}, "downstream": downstream}
                 moved.append(cell | {"evaluated_on": on, "seed": 0, "blocks": blocks})
             cells.append((*arm[:6], "up", 50.0))
     made = of_cells(cells, sets=names, downstreams=names, extras={"cka": moved})

@@ -62,14 +62,18 @@ OF_CLIP = ("carot", "flyp", "lipsum_ft", "tracer")
     [pytest.param(name, marks=[] if name == "flyp" else pytest.mark.slow) for name in TRAINED],
 )
 def test_every_method_that_trains_resumes_from_a_checkpoint(grid, tmp_path, request, method):
-    words = [f"method={method}", f"runs={tmp_path / 'runs'}", EVERY_STEP, "train.epochs=1"]
+    """To the bits of a training that was left alone."""
+    words = [f"method={method}", EVERY_STEP, "train.epochs=1"]
     if method in OF_CLIP:
         words = [*request.getfixturevalue("clip_words"), *words]
     if method == "linear_probe":
         words.append("method.variant=released")  # the other has no steps
+    _, plain = grid.build(*words, f"runs={tmp_path / 'alone'}")
+    words.append(f"runs={tmp_path / 'runs'}")
     interrupted(grid.builder(*words), 2)
-    _, steps = resumed(grid, *words)
+    cell, steps = resumed(grid, *words)
     assert steps == [3]
+    check_same(cell, plain)
 
 
 def stored(grid: Grid) -> list[Path]:
