@@ -7,7 +7,8 @@ import pytest
 
 from helpers.processes import ROOT, run
 
-KINDS = [("kill", "readonly"), pytest.param(("mutate", "full"), marks=pytest.mark.exhaustive)]
+LATER = pytest.param(("mutate", "full", "shared"), marks=pytest.mark.exhaustive)
+KINDS = [("kill", "readonly"), LATER]
 
 
 @pytest.mark.slow

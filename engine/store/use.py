@@ -119,27 +119,23 @@ def others(store: Store) -> tuple[dict[Path, Path], list[str]]:
 def _enlist(store: Root) -> None:
     """Lists the runs folder above a store as its user. Raises OSError if it cannot be written."""
     runs = store.path.parent
-
-    def is_of_another(identifier: str) -> bool:
-        """Whether another folder has it, of which this one is a copy."""
-        listed = _listed(store, identifier)
-        return listed is not None and _is_another(Path(listed.path), identifier, runs)
-
+    path = str(runs.resolve())
+    if _path_of(store, _identifier(runs)) == path:
+        return
     with Root(runs).open(ID, "a+b") as file:
         with contextlib.suppress(OSError):  # a file system without flock
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         identifier = _checked(file.read(99))
-        if not identifier or is_of_another(identifier):
+        listed = _path_of(store, identifier)
+        if not identifier or (listed and _is_another(Path(listed), identifier, runs)):  # a copy
             identifier = uuid.uuid4().hex
             file.truncate(0)
             file.write(identifier.encode())
             file.flush()
             os.fsync(file.fileno())
-    path, listed = str(runs.resolve()), _listed(store, identifier)
-    if listed is None or listed.path != path:
-        content = msgspec.json.encode(Listed(path, socket.gethostname()))
-        store.write(f"{USED_BY}/{identifier}{_END}", content)
+    content = msgspec.json.encode(Listed(path, socket.gethostname()))
+    store.write(f"{USED_BY}/{identifier}{_END}", content)
 
 
 def _is_another(folder: Path, identifier: str, runs: Path) -> bool:
@@ -159,8 +155,9 @@ def _checked(text: bytes) -> str:
     return identifier if _IDENTIFIER.fullmatch(identifier) else ""
 
 
-def _listed(store: Root, identifier: str) -> Listed | None:
+def _path_of(store: Root, identifier: str) -> str:
+    """The path that a store lists for an identifier; empty if it lists none."""
     file = store.path / USED_BY / f"{identifier}{_END}"
     with contextlib.suppress(OSError, DamagedFile):
-        return typed_json.read(file, Listed, "", store)
-    return None
+        return typed_json.read(file, Listed, "", store).path
+    return ""

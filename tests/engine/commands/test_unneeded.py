@@ -300,6 +300,10 @@ def test_folders_that_begin_at_once_are_listed_once(runs):
     for process in processes:
         process.join()
     assert listed(runs) == [file_of(runs, runs)]
+    files = [runs / use.ID, *listed(runs)]
+    written = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
+    share(runs, runs)
+    assert written == [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
 
 
 def test_files_that_a_killed_report_left_go(runs, gc):
