@@ -1,13 +1,15 @@
 """Numbers in the documents, written by the campaigns that make them: `python -m bench.documents`.
 
 A block of a page stands between `<!-- numbers: CAMPAIGN NAME ... -->` and `<!-- /numbers -->`. Its
-first line has digests of the recipe and of the block's text, by which a test finds blocks that are
-older than their recipe, and blocks that were edited by hand. Finished campaigns are not run again.
+first line has digests of the recipe, of the code that writes the block and of the block's text, by
+which a test finds blocks that are older than their recipe or code, and blocks that were edited by
+hand. Finished campaigns are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 import textwrap
@@ -27,7 +29,9 @@ from engine.measures.tables import rows
 from engine.recipe import catalogue
 from engine.recipe.catalogue import ROOT
 from engine.recipe.overrides import parsed
+from engine.recipe.source_code import digest_of_folder
 from engine.report import columns, exports, headline, sections, terminal
+from engine.report.published import read_published
 from engine.report.results import Results, of_campaign
 from engine.report.text import listed, p_value, rounded
 from loaders.files.durable import short_digest
@@ -35,7 +39,8 @@ from loaders.files.durable import short_digest
 PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"^<!-- numbers: (?P<campaign>\S+) (?P<name>\S+)"
-    r"(?: recipe (?P<recipe>\w+) text (?P<text>\w+))? -->\n(?P<quote>.*?)^<!-- /numbers -->\n",
+    r"(?: recipe (?P<recipe>\w+)(?: code (?P<code>\w+))? text (?P<text>\w+))? -->\n"
+    r"(?P<quote>.*?)^<!-- /numbers -->\n",
     re.MULTILINE | re.DOTALL,
 )
 WIDTH = 110  # of lines of prose
@@ -44,14 +49,16 @@ SLIDES = "IN-1K+AugReg"  # the pre-training whose published mRIs docs/demo.md co
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a page. quote: its text. figure: how the name of a figure of the report begins,
-    which the block shows as docs/figures/NAME.svg; empty for none. words: settings of the campaign
-    that differ from its recipe's."""
+    """A part of a page. quote: its text. code: the module or folder whose sentences or numbers the
+    block quotes. figure: how the name of a figure of the report begins, which the block shows as
+    docs/figures/NAME.svg; empty for none. words: settings of the campaign that differ from its
+    recipe's."""
 
     page: str
     campaign: str
     name: str
     quote: Callable[[Results], str]
+    code: str
     figure: str = ""
     words: tuple[str, ...] = ()
 
@@ -92,7 +99,8 @@ def _pairs(results: Results) -> tuple[str, list[tuple[str, pandas.Series]]]:
 def slides(results: Results) -> str:
     """mRI of each row beside that on the slides."""
     data = results.ranked()[["key", "method", "mRI_pts"]]
-    data = data.assign(on_the_slides_pts=data.pop("key").map(results.published.of(SLIDES).mri))
+    slides_mri = read_published(benchmark="imagenet_rib").of(SLIDES).mri
+    data = data.assign(on_the_slides_pts=data.pop("key").map(slides_mri))
     return _markdown(data.rename(columns={"mRI_pts": "here_pts"}))
 
 
@@ -114,23 +122,28 @@ def finding(key: str = "", name: str = "") -> Callable[[Results], str]:
 
 
 EXPERIMENTS = "docs/experiments.md"
+TERMINAL, TESTS = "engine/report/terminal.py", "engine/measures/comparisons.py"
+HEADLINE, VARIED = "engine/report/headline.py", "engine/report/sections/varied.py"
+CHANGES, CURVES = "engine/report/sections/changes.py", "engine/report/sections/curves.py"
+TUNING = "engine/report/tuning.py"
+CKA, LEAK = "engine/extras/cka", "engine/extras/leak"
 BLOCKS = (
-    Block("docs/demo.md", "emoji", "table", table),
-    Block("docs/demo.md", "emoji", "compared", compared),
-    Block("docs/demo.md", "emoji", "slides", slides),
-    Block(EXPERIMENTS, "emoji_disjoint", "leak", finding("leak", "leak"), "leak"),
-    Block(EXPERIMENTS, "emoji_upstream", "upstream", finding("upstream"), "upstream"),
-    Block(EXPERIMENTS, "emoji_fractions", "fractions", finding("varied"), "fractions"),
-    Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), "cka-depth"),
-    Block(EXPERIMENTS, "emoji_plus", "plus", finding(), "trade-off"),
-    Block(EXPERIMENTS, "emoji_plus", "once", separated),
-    Block(EXPERIMENTS, "emoji_plus", "seeds", separated, words=("seeds=3",)),
-    Block(EXPERIMENTS, "emoji_tuned", "tuned", finding("varied", "tuning")),
-    Block(EXPERIMENTS, "emoji_rates", "rates", finding("varied", "rates"), "rates"),
-    Block(EXPERIMENTS, "emoji_dynamics", "dynamics", finding("dynamics"), "dynamics"),
-    Block(EXPERIMENTS, "emoji_shots", "shots", finding("varied"), "shots"),
-    Block(EXPERIMENTS, "emoji_variants", "variants", finding(), "ranking"),
-    Block(EXPERIMENTS, "emoji_vit", "vit", table),
+    Block("docs/demo.md", "emoji", "table", table, TERMINAL),
+    Block("docs/demo.md", "emoji", "compared", compared, TESTS),
+    Block("docs/demo.md", "emoji", "slides", slides, "engine/report/published.py"),
+    Block(EXPERIMENTS, "emoji_disjoint", "leak", finding("leak", "leak"), LEAK, "leak"),
+    Block(EXPERIMENTS, "emoji_upstream", "upstream", finding("upstream"), CHANGES, "upstream"),
+    Block(EXPERIMENTS, "emoji_fractions", "fractions", finding("varied"), VARIED, "fractions"),
+    Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), CKA, "cka-depth"),
+    Block(EXPERIMENTS, "emoji_plus", "plus", finding(), HEADLINE, "trade-off"),
+    Block(EXPERIMENTS, "emoji_plus", "once", separated, TESTS),
+    Block(EXPERIMENTS, "emoji_plus", "seeds", separated, TESTS, words=("seeds=3",)),
+    Block(EXPERIMENTS, "emoji_tuned", "tuned", finding("varied", "tuning"), TUNING),
+    Block(EXPERIMENTS, "emoji_rates", "rates", finding("varied"), VARIED, "rates"),
+    Block(EXPERIMENTS, "emoji_dynamics", "dynamics", finding("dynamics"), CURVES, "dynamics"),
+    Block(EXPERIMENTS, "emoji_shots", "shots", finding("varied"), VARIED, "shots"),
+    Block(EXPERIMENTS, "emoji_variants", "variants", finding(), HEADLINE, "ranking"),
+    Block(EXPERIMENTS, "emoji_vit", "vit", table, TERMINAL),
 )
 
 
@@ -170,8 +183,8 @@ def replaced(page: str, block: Block, text: str) -> str:
     """A page with a new text of a block. ValueError where the page has no such block."""
     first = f"<!-- numbers: {block.campaign} {block.name}"
     whole = (
-        f"{first} recipe {fingerprint(block.campaign)} text {short_digest(text)} -->\n"
-        f"{text}<!-- /numbers -->\n"
+        f"{first} recipe {fingerprint(block.campaign)} code {code_digest(block)} "
+        f"text {short_digest(text)} -->\n{text}<!-- /numbers -->\n"
     )
 
     def new(found: re.Match[str]) -> str:
@@ -192,6 +205,11 @@ def fingerprint(name: str) -> str:
     with catalogue.each_file_once() as files:
         make_plan(name, ())
         return short_digest({str(path.relative_to(ROOT)): said for path, said in files.items()})
+
+
+def code_digest(block: Block) -> str:
+    """A digest of the code whose words and numbers a block quotes, and of the block's function."""
+    return short_digest([digest_of_folder(block.code), inspect.getsource(block.quote)])
 
 
 def _run(results: Results) -> str:

@@ -1,12 +1,14 @@
 """Blocks of numbers in the documents: as the program wrote them, and of today's recipes."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from bench import documents
 from bench.documents import BLOCK, BLOCKS, PROJECT, Block
 from engine.campaigns.job_states import Attempt
-from engine.recipe import catalogue
+from engine.recipe import catalogue, source_code
 from engine.report.results import of_campaign
 from engine.store import cells
 from helpers import reports
@@ -26,29 +28,57 @@ def test_every_block_has_its_place():
         assert text.count("<!-- numbers:") == len(BLOCK.findall(text)), page
 
 
+# Words of older code: their campaigns have not run since markers have digests of code.
+STALE = {
+    ("docs/experiments.md", "emoji_disjoint", "leak"),
+    ("docs/experiments.md", "emoji_rates", "rates"),
+    ("docs/experiments.md", "emoji_tuned", "tuned"),
+    ("docs/experiments.md", "emoji_vit", "vit"),
+}
+BLOCK_OF = {(block.page, block.campaign, block.name): block for block in BLOCKS}
+
+
 @pytest.mark.parametrize("place", MARKED, ids=" ".join)
-def test_numbers_are_as_written_and_of_todays_recipe(place):
+def test_numbers_are_as_written_and_of_todays_recipe_and_code(place):
     page, campaign, _ = place
     found = MARKED[place]
     remedy = f"run `make experiments CAMPAIGNS={campaign}`, which writes {page}"
     assert found["text"] == short_digest(found["quote"]), f"the block was edited: {remedy}"
     assert found["recipe"] == documents.fingerprint(campaign), f"the recipe is newer: {remedy}"
+    is_of_today = found["code"] == documents.code_digest(BLOCK_OF[place])
+    assert is_of_today != (place in STALE), f"{BLOCK_OF[place].code} is newer: {remedy}"
+
+
+def test_a_block_is_stale_after_a_change_of_its_code_but_not_of_comments(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_code, "ROOT", tmp_path)
+    block = Block("", "", "", documents.compared, "section.py")
+    digests = []
+    for code in ('HEADING = "x"', 'HEADING = "x"  # of the page', 'HEADING = "y"'):
+        (tmp_path / block.code).write_text(f"{code}\n", "utf-8")
+        source_code.digest_of_folder.cache_clear()
+        source_code._tree.cache_clear()
+        digests.append(documents.code_digest(block))
+    written, commented, changed = digests
+    assert written == commented != changed
+    other = dataclasses.replace(block, quote=documents.separated)
+    assert documents.code_digest(other) != changed
 
 
 def test_a_block_is_replaced_and_the_rest_of_the_page_stays(monkeypatch):
-    block = Block("docs/demo.md", "emoji", "first", lambda _: "")
+    block = Block("docs/demo.md", "emoji", "first", lambda _: "", "engine/report/terminal.py")
     monkeypatch.setattr(documents, "fingerprint", lambda _: "f00")
+    monkeypatch.setattr(documents, "code_digest", lambda _: "c0d")
     page = (
         "a\n<!-- numbers: emoji first -->\ntyped\n<!-- /numbers -->\nb\n"
         "<!-- numbers: emoji second -->\nother\n<!-- /numbers -->\n"
     )
     text = "12%, and a \\backslash\n"
     once = documents.replaced(page, block, text)
-    mark = f"<!-- numbers: emoji first recipe f00 text {short_digest(text)} -->\n"
+    mark = f"<!-- numbers: emoji first recipe f00 code c0d text {short_digest(text)} -->\n"
     expected = page.replace("<!-- numbers: emoji first -->\ntyped\n", mark + text)
     assert once == expected == documents.replaced(once, block, text)
     with pytest.raises(ValueError, match="has no lines `<!-- numbers: emoji third -->`"):
-        documents.replaced(page, Block("docs/demo.md", "emoji", "third", lambda _: ""), text)
+        documents.replaced(page, dataclasses.replace(block, name="third"), text)
 
 
 def test_a_fingerprint_is_of_values_and_not_of_comments(tmp_path, monkeypatch):
@@ -80,3 +110,9 @@ def test_a_quote_says_where_its_campaign_ran(tmp_path):
     text = documents.finding()(results).replace("\n", " ")
     run = f"A100, torch {torch.__version__}, 1970-01-02.)"
     assert text.startswith("*This run:*") and text.endswith(run)
+
+
+def test_the_slides_mris_stand_beside_the_demos(tmp_path):
+    text = documents.slides(of_campaign(reports.finished(tmp_path)))
+    (row,) = [line for line in text.splitlines() if line.startswith("| FT |")]
+    assert row.endswith("| +1.3 |")
