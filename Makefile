@@ -1,7 +1,7 @@
 # make demo | test | check | exhaustive | coverage | faults | bench | experiments | docs | constraints; each runs setup first if needed.
 # make setup installs everything; make clean removes it and keeps results.
 # make demo MODEL=vit runs the demo's grid on a ViT.
-# make experiments [CAMPAIGNS="emoji emoji_cka"] writes the numbers in the docs: an hour, less for campaigns that runs/ has.
+# make experiments [CAMPAIGNS="emoji emoji_shots"] writes the numbers in the docs: an hour, less for campaigns that runs/ has.
 # make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with these versions: 7 GB, several minutes.
 # make newest tries torch, torchvision and Triton beyond the bounds of setup.py: 7 GB, ten minutes.
 # make avx2 runs some tests as on a CPU without AVX-512.

@@ -36,7 +36,7 @@ OF_RIB = 9  # the first methods below
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
-    "mono_soup", "strong_fine_tune", "ensemble", "dora", "ftp", "dawin",
+    "mono_soup", "strong_fine_tune", "ensemble", "dora", "dawin",
     "self_distillation", "vrf", "ewc_dr", "flow", "ldifs", "replay", "iso_c", "digrap",
     "wise_ft_tuned",
 )  # fmt: skip

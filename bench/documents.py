@@ -127,6 +127,12 @@ HEADLINE, VARIED = "engine/report/headline.py", "engine/report/sections/varied.p
 CHANGES, CURVES = "engine/report/sections/changes.py", "engine/report/sections/curves.py"
 TUNING = "engine/report/tuning.py"
 CKA, LEAK = "engine/extras/cka", "engine/extras/leak"
+WITH_CKA = (
+    "extras.cka.images=112",
+    "dataset.sets=[fluent-flat,twemoji,noto-mono]",
+    "downstreams=[twemoji,noto-mono]",
+    "methods=[fine_tune,ewc,lwf,lora]",
+)
 BLOCKS = (
     Block("docs/demo.md", "emoji", "table", table, TERMINAL),
     Block("docs/demo.md", "emoji", "compared", compared, TESTS),
@@ -134,7 +140,7 @@ BLOCKS = (
     Block(EXPERIMENTS, "emoji_disjoint", "leak", finding("leak", "leak"), LEAK, "leak"),
     Block(EXPERIMENTS, "emoji_upstream", "upstream", finding("upstream"), CHANGES, "upstream"),
     Block(EXPERIMENTS, "emoji_fractions", "fractions", finding("varied"), VARIED, "fractions"),
-    Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), CKA, "cka-depth"),
+    Block(EXPERIMENTS, "emoji", "cka", finding("cka"), CKA, "cka-depth", WITH_CKA),
     Block(EXPERIMENTS, "emoji_plus", "plus", finding(), HEADLINE, "trade-off"),
     Block(EXPERIMENTS, "emoji_plus", "once", separated, TESTS),
     Block(EXPERIMENTS, "emoji_plus", "seeds", separated, TESTS, words=("seeds=3",)),
@@ -183,8 +189,8 @@ def replaced(page: str, block: Block, text: str) -> str:
     """A page with a new text of a block. ValueError where the page has no such block."""
     first = f"<!-- numbers: {block.campaign} {block.name}"
     whole = (
-        f"{first} recipe {fingerprint(block.campaign)} code {code_digest(block)} "
-        f"text {short_digest(text)} -->\n{text}<!-- /numbers -->\n"
+        f"{first} recipe {fingerprint(block.campaign, block.words)} "
+        f"code {code_digest(block)} text {short_digest(text)} -->\n{text}<!-- /numbers -->\n"
     )
 
     def new(found: re.Match[str]) -> str:
@@ -200,11 +206,12 @@ def replaced(page: str, block: Block, text: str) -> str:
     return changed
 
 
-def fingerprint(name: str) -> str:
-    """A digest of what the recipe files say that a campaign is planned from."""
+def fingerprint(name: str, words: Sequence[str] = ()) -> str:
+    """A digest of what the recipe files say that a campaign is planned from, and of its words."""
     with catalogue.each_file_once() as files:
-        make_plan(name, ())
-        return short_digest({str(path.relative_to(ROOT)): said for path, said in files.items()})
+        make_plan(name, parsed(words))
+        read = {str(path.relative_to(ROOT)): said for path, said in files.items()}
+        return short_digest({**read, **dict.fromkeys(words)})
 
 
 def code_digest(block: Block) -> str:

@@ -41,12 +41,13 @@ BLOCK_OF = {(block.page, block.campaign, block.name): block for block in BLOCKS}
 @pytest.mark.parametrize("place", MARKED, ids=" ".join)
 def test_numbers_are_as_written_and_of_todays_recipe_and_code(place):
     page, campaign, _ = place
-    found = MARKED[place]
+    found, block = MARKED[place], BLOCK_OF[place]
     remedy = f"run `make experiments CAMPAIGNS={campaign}`, which writes {page}"
     assert found["text"] == short_digest(found["quote"]), f"the block was edited: {remedy}"
-    assert found["recipe"] == documents.fingerprint(campaign), f"the recipe is newer: {remedy}"
-    is_of_today = found["code"] == documents.code_digest(BLOCK_OF[place])
-    assert is_of_today != (place in STALE), f"{BLOCK_OF[place].code} is newer: {remedy}"
+    recipe = documents.fingerprint(campaign, block.words)
+    assert found["recipe"] == recipe, f"the recipe is newer: {remedy}"
+    is_of_today = found["code"] == documents.code_digest(block)
+    assert is_of_today != (place in STALE), f"{block.code} is newer: {remedy}"
 
 
 def test_a_block_is_stale_after_a_change_of_its_code_but_not_of_comments(tmp_path, monkeypatch):
@@ -66,7 +67,7 @@ def test_a_block_is_stale_after_a_change_of_its_code_but_not_of_comments(tmp_pat
 
 def test_a_block_is_replaced_and_the_rest_of_the_page_stays(monkeypatch):
     block = Block("docs/demo.md", "emoji", "first", lambda _: "", "engine/report/terminal.py")
-    monkeypatch.setattr(documents, "fingerprint", lambda _: "f00")
+    monkeypatch.setattr(documents, "fingerprint", lambda *_: "f00")
     monkeypatch.setattr(documents, "code_digest", lambda _: "c0d")
     page = (
         "a\n<!-- numbers: emoji first -->\ntyped\n<!-- /numbers -->\nb\n"

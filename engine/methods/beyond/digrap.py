@@ -20,22 +20,43 @@ covers the classes.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from engine.methods.beyond.ftp import NumberPerTensor, rows
+from engine.methods.base import Context, Trained
 from engine.methods.beyond.options.digrap import Recipe
 
+BETAS, EPS = (0.9, 0.999), 1e-8  # of omega's Adam
 
-class Method(NumberPerTensor):
-    """The numbers are the omegas, and `last` has each tensor's p of the last step."""
+
+class Method(Trained):
+    """Checkpoints include omega and Adam's moments per parameter tensor, and the part of each
+    tensor's last gradient along its offset; all start at 0."""
 
     recipe: Recipe
+    omega_T: torch.Tensor
+    first_T: torch.Tensor
+    second_T: torch.Tensor
+    step_1: torch.Tensor
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        learning = [name for name, p in net.named_parameters() if p.requires_grad]
+        self.thetas = [net.get_parameter(name) for name in learning]
+        self.anchors = [theta.detach().clone() for theta in self.thetas]
+        self.kept = copy.deepcopy(net).requires_grad_(False)  # a module, so checkpoints include it
+        self.parts = [self.kept.get_parameter(name).zero_() for name in learning]
+        for name in ("omega_T", "first_T", "second_T"):
+            self.register_buffer(name, torch.zeros(len(learning), device=context.device))
+        self.register_buffer("step_1", torch.zeros(1, device=context.device))
 
     @torch.no_grad()
     def before_step(self) -> None:
         slopes, products = [], []
-        for theta, anchor, part in zip(self.thetas, self.anchors, self.last, strict=True):
+        for theta, anchor, part in zip(self.thetas, self.anchors, self.parts, strict=True):
             if theta.grad is None:
                 theta.grad = torch.zeros_like(theta)
             slopes.append((F.normalize(rows(theta.grad)) * F.normalize(rows(part))).sum())
@@ -43,9 +64,25 @@ class Method(NumberPerTensor):
             products.append((theta.grad * offset).sum())
             squares = offset.square().sum().clamp(min=torch.finfo(offset.dtype).tiny)
             part.copy_(products[-1] / squares * offset)
-        self.move(torch.stack(slopes), self.recipe.rate)
-        self.numbers_T.clamp_(0, 1)
-        removed_T = torch.where(torch.stack(products) < 0, self.numbers_T, 0.0)
-        for theta, part, removed in zip(self.thetas, self.last, removed_T, strict=True):
+        self._move_omega(torch.stack(slopes))
+        removed_T = torch.where(torch.stack(products) < 0, self.omega_T, 0.0)
+        for theta, part, removed in zip(self.thetas, self.parts, removed_T, strict=True):
             assert theta.grad is not None
             theta.grad -= removed * part
+
+    def _move_omega(self, slope_T: torch.Tensor) -> None:
+        """Step omega down its gradient (float32), within [0, 1]."""
+        self.step_1 += 1
+        self.first_T.lerp_(slope_T, 1 - BETAS[0])
+        self.second_T.lerp_(slope_T.square(), 1 - BETAS[1])
+        first_T, second_T = (
+            moment_T / (1 - beta**self.step_1)
+            for moment_T, beta in zip((self.first_T, self.second_T), BETAS, strict=True)
+        )
+        self.omega_T -= self.recipe.rate * first_T / (second_T.sqrt() + EPS)
+        self.omega_T.clamp_(0, 1)
+
+
+def rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Reshape a parameter [out, ...] to [out, in], and a vector to one row."""
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)

@@ -57,7 +57,7 @@ def test_it_adds_rows_a_table_and_a_section_and_changes_nothing_else(
 
 
 def test_the_engine_works_without_the_files_of_an_extra(tmp_path):
-    """CKA goes with its folder: no other file names it but its campaign's recipe."""
+    """CKA goes with its folder: no other file names it."""
     for room in ("engine", "kernels", "loaders", "recipes"):
         ignore = shutil.ignore_patterns("__pycache__", "cka")
         shutil.copytree(ROOT / room, tmp_path / room, ignore=ignore)
@@ -67,8 +67,9 @@ for package in (engine.report, engine.campaigns, engine.cells):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 from engine.recipe import extras, resolve
+from engine.recipe.overrides import parsed
 try:
-    resolve.load_recipe("emoji_cka")
+    resolve.load_recipe("emoji", parsed(["extras.cka.images=112"]))
 except ValueError as error:
     print(json.dumps([resolve.load_recipe("emoji").extras, [*extras.names()], str(error)]))
 """

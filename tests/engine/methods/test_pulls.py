@@ -1,4 +1,4 @@
-"""EWC, L2-SP, SPD, FTP, DiGraP: whole runs against a bare loop in float64, a tensor at a time."""
+"""EWC, L2-SP, SPD, DiGraP: whole runs against a bare loop in float64, a tensor at a time."""
 
 import json
 import math
@@ -145,48 +145,6 @@ def test_spd_draws_back_tensor_by_tensor(grid, optimizer, arch):
     start, end, _ = bare_loop(grid, optimizer, arch, after=project)
     assert len(drawn) > 2, "nothing was drawn back: this test sees no projection"
     check_moves(grid, cell, start, end, words("fine_tune", optimizer, arch), 1e-3, 3e-3)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "arch", "annealing"),
-    [("adamw", VIT, 0.2), ("adamw", CONV, 1.0), ("sgd", VIT, 1.0)],
-)
-def test_ftp_keeps_each_row_within_a_learned_radius(grid, optimizer, arch, annealing):
-    """As the authors' release, in float64, one tensor after another."""
-    offsets: State = {}
-    radii: dict[str, float] = {}
-    moments: dict[str, tuple[float, float]] = {}
-    shrunk, t = [], 0
-
-    def project(named: dict[str, nn.Parameter], before: State, start: State) -> None:
-        nonlocal t
-        t += 1
-        for name, parameter in named.items():
-            matrix = parameter.detach().reshape(len(parameter) if parameter.dim() > 1 else 1, -1)
-            origin = start[name].reshape(matrix.shape)
-            if t == 1:
-                radii[name], moments[name] = 1e-8, (0.0, 0.0)
-            else:
-                last = offsets[name]
-                along = (parameter.grad.reshape(matrix.shape) * last).sum(1)
-                slope = (along / (last.abs().sum(1) + 1e-8)).sum().item()
-                if slope > 0:
-                    slope *= annealing
-                    shrunk.append(name)
-                m, v = moments[name]
-                m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
-                moments[name] = m, v
-                radii[name] -= 0.01 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
-            offsets[name] = matrix - origin
-            l1 = offsets[name].abs().sum(1, keepdim=True) + 1e-8
-            radii[name] = min(max(radii[name], 1e-8), l1.max().item())
-            inside = origin + (radii[name] / l1).clamp(max=1) * offsets[name]
-            parameter.data = inside.reshape(parameter.shape)
-
-    _, cell = grid.build(*words("ftp", optimizer, arch), f"method.annealing={annealing}")
-    start, end, _ = bare_loop(grid, optimizer, arch, after=project)
-    assert shrunk or annealing == 1, "no radius shrank: this test sees no annealing"
-    check_moves(grid, cell, start, end, words("fine_tune", optimizer, arch), 1e-3, 0.1)
 
 
 @pytest.mark.parametrize(("optimizer", "arch"), [("adamw", VIT), ("adamw", CONV), ("sgd", VIT)])

@@ -32,7 +32,7 @@ SLOW = [
     ("method=visual_prompt", "optimizer.momentum=0"),
     ("method=spd", "optimizer.name=adamw", "optimizer.lr=1e-3"),
     ("method=replay", "method.images=2"),
-    ("method=ftp", "optimizer.name=adamw", "optimizer.lr=1e-3"),
+    ("method=digrap", "optimizer.name=adamw", "optimizer.lr=1e-3"),
     ("method=strong_fine_tune", "method.layer_decay=0.5", "method.mixup=0.3"),
     (
         "method=fine_tune",
