@@ -61,7 +61,7 @@ class CheckpointFiles:
     def newest(self, before: float = math.inf) -> int:
         """Returns the last step before `before` with an undamaged checkpoint, or 0.
 
-        Removes damaged checkpoints, with a warning.
+        Removes damaged checkpoints, and passes over those of other code, with a warning.
         """
         for step in (each for each in self.steps() if each < before):
             try:
@@ -74,6 +74,8 @@ class CheckpointFiles:
                 self._drop(step)
             else:
                 return step
+        if not self.steps() and any(map(STEP.match, self._store.files.folders(self._cell))):
+            log.warning(f"{self.folder} is of other code or versions: training starts again")
         return 0
 
     def read(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

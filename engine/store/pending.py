@@ -1,14 +1,16 @@
 """Results for the images of a dataset, stored in slices: an interruption costs at most one slice.
 
 A slice's file name has its first and last row. Its folder has the name of the artefact that will
-contain all slices. That name's hash covers the model, the data and everything else that matters, so
-slices of different evaluations never mix. Parquet cannot append, so each slice is a file.
+contain all slices, and a digest of the code and versions that make it. The name's hash covers the
+model, the data and everything else that matters, so slices of different evaluations never mix.
+Parquet cannot append, so each slice is a file.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ import pyarrow.parquet as pq
 from engine.machine import ranks
 from engine.machine.files import room_for
 from engine.measures import predictions
+from engine.store import made_by
 from engine.store.artifacts import PENDING, Store
+from loaders.files.durable import short_digest
 from loaders.files.typed_json import DamagedFile
 
+log = logging.getLogger(__name__)
 PART = "part-00000.parquet"
 SLICE = 8192  # images; large enough to make files and gathers between ranks cheap
 
@@ -51,7 +56,10 @@ class PartialPredictions:
         self.store, self.average, self.cuts = store, average, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
-        self._files = store.files.below(f"{PENDING}/{store.place('predictions', *name).name}")
+        self._folder = f"{PENDING}/{store.place('predictions', *name).name}"
+        self._files = store.files.below(f"{self._folder}/{short_digest({**made_by.installed()})}")
+        if {*store.files.folders(self._folder)} - {self._files.path.name} and ranks.rank() == 0:
+            log.warning(f"{self.label}: its slices of other code or versions are made again")
         self.todo = {k for k in range(len(cuts)) if not ranks.all_agree(self._has(k))}
 
     def put(self, number: int, table: pa.Table) -> None:
@@ -74,7 +82,7 @@ class PartialPredictions:
         """
         ranks.first(lambda: self.store.make("predictions", self.label, self.key, self._write))
         if ranks.rank() == 0:
-            self.store.files.remove(self._files.path)
+            self.store.files.remove(self._folder)
         self._only_slice = None
 
     def _write(self, folder: Path) -> None:

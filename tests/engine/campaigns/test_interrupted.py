@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.evaluation import bank, passes
-from engine.store import pending
+from engine.store import made_by, pending
 from helpers.damage import cut, flip, full_disk
 from helpers.evaluations import BATCH, IMAGES, SET, Counted, room_for_models, same, tables
 from helpers.interruptions import Stopped
@@ -84,6 +84,18 @@ def test_a_damaged_slice_of_predictions_is_named_and_the_remedy_works(
     assert re.search(f"{folder}.* delete (it|{folder}) and run", str(caught.value))
     shutil.rmtree(file.parent)
     assert same(tables(fresh.builder(), mixes[:1]), expected[:1])
+
+
+def test_slices_of_other_code_are_made_again(
+    fresh, mixes, expected, small_slices, monkeypatch, caplog
+):
+    stop(fresh, 3, mixes[:1])
+    assert len(pending_files(fresh, "*.parquet")) == 1
+    monkeypatch.setattr(made_by, "installed", lambda: {"torch": "1.0"})
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.builder(), mixes[:1]), expected[:1])
+    assert counted.images == IMAGES and not pending_files(fresh, "*")
+    assert "its slices of other code or versions are made again" in caplog.text
 
 
 def test_models_of_a_set_of_one_slice_are_kept_as_their_group_ends(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from engine.machine import files
 from engine.recipe import finder
-from engine.store import artifacts, pending, tensors
+from engine.store import artifacts, pending, tensors, use
 from engine.store.artifacts import MARKER, UNFINISHED, Store
 from helpers.damage import cut, full_disk
 from loaders.files.durable import short_digest
@@ -242,7 +242,8 @@ def test_left_overs_are_the_engines_alone(tmp_path):
     long_ago = time.time() - 61
     for path in (old, *others):
         os.utime(path, (long_ago, long_ago))
-    assert Store(store).left_overs(60) == [old] and set(Store(store).left_overs()) == {old, young}
+    assert use.left_overs(Store(store), 60) == [old]
+    assert {*use.left_overs(Store(store))} == {old, young}
 
 
 @pytest.mark.parametrize("made_anew", [True, False])

@@ -15,6 +15,7 @@ from engine.errors import DivergedError, PreemptedError
 from engine.machine import preemption
 from engine.recipe.methods import METHODS as METHODS_BY_NAME
 from engine.store import checkpoints as files_of
+from engine.store import made_by
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
@@ -250,6 +251,17 @@ def test_a_folder_in_place_of_a_marker_is_no_checkpoint(tmp_path):
     files.write(2, {"a": torch.ones(1)}, "{}")
     assert files.steps() == [2, 1] and files.newest() == 2
     assert files.newest(before=2) == 1 and files.newest(before=1) == 0
+
+
+def test_checkpoints_of_other_code_are_passed_over_with_a_warning(tmp_path, monkeypatch, caplog):
+    files = CheckpointFiles(Store(tmp_path), "cell")
+    files.write(1, {"a": torch.zeros(1)}, "{}")
+    monkeypatch.setattr(made_by, "installed", lambda: {"torch": "1.0"})
+    assert files.newest() == 0
+    assert f"{files.folder} is of other code or versions: training starts again" in caplog.text
+    caplog.clear()
+    files.write(2, {"a": torch.ones(1)}, "{}")
+    assert files.newest() == 2 and files.newest(before=2) == 0 and not caplog.text
 
 
 def test_a_training_that_begins_again_keeps_its_checkpoints(tmp_path):
