@@ -4,8 +4,9 @@ All end in the same batches: 64 images of 224 x 224 on the device, normalised, f
 and timm decode and resize a JPEG file of 500 x 375 for each image, on as many worker processes as
 there are cores, which live on from epoch to epoch and read in order. Ours read, in random order,
 what was resized once: raw pixels in memory, raw pixels from the file, or small JPEGs. FFCV's own
-Loader, where it is built, reads our packs. An epoch is timed by the clock: a count of processor
-time would miss the peers' processes. Files are in the page cache for all.
+Loader, where it is built, reads our packs; SPDL, where it and FFmpeg are installed, decodes and
+resizes the files by FFmpeg on threads. An epoch is timed by the clock: a count of processor time
+would miss the peers' processes. Files are in the page cache for all.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
             peers = [_entrant(peer, epoch, count) for peer, epoch in files.items()]
             if not scale.quick:  # it compiles for seconds
                 peers += tried("FFCV", lambda s=source: _ffcv(s.pack, workers, device, normalize))
+            peers += tried(
+                "SPDL", lambda o=ours: _spdl(folder / "files", model, workers, device, o)
+            )
             loose = 1.0 if "JPEG" in name else 1e-4  # a JPEG of a JPEG, by another decoder
             check = partial(_check, ours, files, loose)
             subject = _entrant(name, ours, count)
@@ -196,3 +200,30 @@ def _ffcv(
     loader = Loader(str(pack.beton), batch_size=BATCH, pipelines=pipelines, **options)
     batches = _on(device, loader)
     return _entrant("FFCV", lambda: map(normalize, batches()), len(pack))
+
+
+def _spdl(
+    folder: Path, model: ModelRecipe, workers: int, device: torch.device, ours: Epoch
+) -> Entrant:
+    """Raises AssertionError unless the images are ours, but for another decoder and resizing."""
+    from spdl import io
+    from spdl.pipeline import PipelineBuilder
+
+    files = [path for path, _ in datasets.ImageFolder(folder).samples]
+    batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
+    config = preprocessing.data_config(model)
+    size, whole = model.image_size, int(model.image_size / config["crop_pct"])
+    resize = f"scale={whole}:{whole}:force_original_aspect_ratio=increase"
+    scaled = f"{resize}:flags={config['interpolation']},crop={size}:{size},format=rgb24"
+    decode = partial(io.load_image_batch, width=None, height=None, filter_desc=scaled)
+    normalize = models.Normalize(model, device)
+
+    def epoch() -> Iterator[Tensor]:
+        source = PipelineBuilder().add_source(batches).pipe(decode, concurrency=workers)
+        pipeline = source.add_sink(workers).build(num_threads=workers)
+        with pipeline.auto_stop():
+            for batch in pipeline:
+                yield normalize(io.to_torch(batch).to(device).permute(0, 3, 1, 2))
+
+    _check(ours, {"SPDL": epoch}, 0.05)
+    return _entrant("SPDL", epoch, len(files))
