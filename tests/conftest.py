@@ -2,9 +2,12 @@
 
 import contextlib
 import functools
+import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,20 @@ with contextlib.suppress(ImportError):
 
     # The same script for every page that has figures; it takes over a second.
     vl_convert.javascript_bundle = functools.cache(vl_convert.javascript_bundle)
+
+    # And the same drawing of the same figure.
+    _draw, _drawn = vl_convert.vegalite_to_svg, {}
+
+    def _svg(spec: dict[str, Any]) -> str:
+        key = json.dumps(spec)
+        if key not in _drawn:
+            _drawn[key] = _draw(spec)
+        return _drawn[key]
+
+    vl_convert.vegalite_to_svg = _svg
+
+# Files of tests need not outlive a loss of power: a test run writes thousands.
+os.fsync = lambda _: None
 
 # Modules that take minutes come first, so that workers end together: those that mostly wait at the
 # very beginning, since others then have the cores.

@@ -17,9 +17,13 @@ from bench.gpu import ROOT, Stage, stages
 from engine.commands import doctor
 from engine.cost import estimate, rates
 from engine.recipe.campaigns import recipe_names
+from helpers import fork_server
+from helpers.shared import kept, of_all
 
 NAMES = ["preflight", "tests", "kernels", "compile", "headline", "smoke", "ranks", "train"]
 NAMES += ["transport", "evaluation", "engine"]
+EXHAUSTIVE = pytest.mark.exhaustive
+forked = fork_server.forked
 BARE = os.environ | {
     "WITHOUT_PACKAGES": "deepspeed,msgspec,resvg_py,snakemake",
     "PYTHONPATH": f"{ROOT / 'tests' / 'without_packages'}:{ROOT}",
@@ -46,6 +50,15 @@ def run(out, *words: str) -> tuple[int, dict]:
 def summary(out: Path) -> dict:
     rows = json.loads((out / "summary.json").read_text())["rows"]
     return {row.pop("stage"): row for row in rows}
+
+
+@pytest.fixture
+def compiled(pytestconfig, tmp_path_factory, monkeypatch) -> Path:
+    """Where compiled code is that other tests, and earlier runs of tests, have made."""
+    name = f"compiled-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
+    folder = kept(pytestconfig, name, of_all(tmp_path_factory) / name)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    return folder
 
 
 def rows_of(out: Path, name: str) -> list[dict]:
@@ -157,10 +170,12 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_campaign_of_all_methods_runs_on_a_cpu(tmp_path):
+def test_a_campaign_of_all_methods_runs_on_a_cpu(forked, tmp_path, monkeypatch):
     """Other stages start the bench (`test_bench.py`), or pytest, whose tests need a GPU."""
     others = {"flyp", "carot", "tracer", "lipsum_ft", "checkpoint"}  # of CLIP, and of a table
     assert set(campaign.METHODS) == set(recipe_names("methods")) - others
+    for name, value in (forked | {"FORKED": "bench.campaign"}).items():
+        monkeypatch.setenv(name, value)
     status, outcomes = run(tmp_path, "smoke")
     assert status == 0, outcomes
     parts = [row["part"] for row in rows_of(tmp_path, "smoke")]
@@ -180,8 +195,14 @@ def test_cells_on_one_rank_and_two_are_close_and_jobs_run_side_by_side(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gradient", ["tensor.clone()", "all_reduced.neg()", "8 * all_reduced"])
-def test_ranks_that_exchange_wrongly_are_red(gradient, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        "tensor.clone()",
+        *(pytest.param(a, marks=EXHAUSTIVE) for a in ("all_reduced.neg()", "8 * all_reduced")),
+    ],
+)
+def test_ranks_that_exchange_wrongly_are_red(gradient, forked, tmp_path, monkeypatch):
     """Every all-reduce of more than a thousand numbers gives something else: a rank's own, the
     negative, eight times as much."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -198,8 +219,10 @@ def test_ranks_that_exchange_wrongly_are_red(gradient, tmp_path, monkeypatch):
     options = argparse.Namespace(device="cpu", small=True)
     for seed, name in enumerate(("upstream", "first")):
         photos.draw(tmp_path / "images" / name, seed, 3, 8, 40)
-    ranks._cell(tmp_path, "test_vit", "auto", 1, options)
     right = ranks._environment()
+    alone = right | forked | {"FORKED": "engine.launch"}
+    monkeypatch.setattr(ranks, "_environment", lambda: alone)
+    ranks._cell(tmp_path, "test_vit", "auto", 1, options)
     monkeypatch.setattr(ranks, "_environment", lambda: right | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     with pytest.raises(ValueError, match=r"on 2 ranks is [\d.]+ apart from one rank's weights"):
         ranks._cell(tmp_path, "test_vit", "auto", 2, options)
@@ -220,20 +243,11 @@ def test_jobs_side_by_side_take_the_gpus_that_the_caller_may_use(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(tmp_path):
-    words = [
-        "compile",
-        "headline",
-        "train",
-        "engine",
-        "--device",
-        "cpu",
-        "--small",
-        "--out",
-        str(tmp_path),
-    ]
-    command = [sys.executable, "-m", "bench.gpu", *words]
-    ended = subprocess.run(command, cwd=ROOT, env=BARE, capture_output=True, text=True)
+def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(compiled, tmp_path):
+    words = ["compile", "headline", "train", "engine", "--device", "cpu", "--small"]
+    command = [sys.executable, "-m", "bench.gpu", *words, "--out", str(tmp_path)]
+    environ = BARE | {"TORCHINDUCTOR_CACHE_DIR": str(compiled)}
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     outcomes = summary(tmp_path)
     states = [outcome["state"] for outcome in outcomes.values()]
     assert states == ["green", "green", "not run", "not run"], ended.stdout[-3000:]
@@ -250,7 +264,7 @@ def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(
 
 
 @pytest.mark.slow
-def test_graphs_of_the_headline_and_the_engine_are_compiled(tmp_path):
+def test_graphs_of_the_headline_and_the_engine_are_compiled(compiled, tmp_path):
     assert run(tmp_path, "compile", "--small")[0] == 0
     parts = [row["what"] for row in rows_of(tmp_path, "compile")]
     assert parts[:4] == ["fine_tune", "visual_prompt", "lora", "evaluation"]

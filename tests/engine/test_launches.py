@@ -28,8 +28,8 @@ ADDED = {"fine_tune": 0, "ewc": 1, "l2sp": 1, "lwf": 2, "spd": 100, "visual_prom
 
 
 @pytest.mark.slow
-def test_steps_and_batches_on_fake_tensors(tmp_path):
-    run_traced(__file__, tmp_path)
+def test_steps_and_batches_on_fake_tensors(tmp_path, pytestconfig):
+    run_traced(__file__, tmp_path, pytestconfig)
 
 
 class Marks(Saving):

@@ -8,6 +8,7 @@ counted too, or raises an error, since such a tensor has no numbers to read.
 import contextlib
 import copy
 import ctypes
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,7 +28,9 @@ from engine.evaluation import bank
 from engine.run import Run
 from engine.store.cells import Cell
 from helpers.children import TRACING, run_marked
+from helpers.shared import kept
 from loaders.batches import Batch
+from loaders.files.durable import short_digest
 
 if TRACING:
     ctypes.CDLL(TRACING).register_guard()
@@ -38,20 +41,27 @@ FORM = ("train.precision=bf16", "evaluate.precision=bf16")
 FORM += ("train.compile=never", "evaluate.compile=never")
 
 
-def run_traced(test_file: str, folder: Path) -> None:
-    """Runs a module's tests that are marked `traced`, in a process of their own."""
-    library = str(_stand_in(folder))
+def run_traced(test_file: str, folder: Path, config: pytest.Config) -> None:
+    """Runs a module's tests that are marked `traced`, in a process of their own.
+
+    config: of this run of tests, whose cache keeps the library that they need.
+    """
+    library = str(_stand_in(kept(config, "fake_cuda", folder)))
     run_marked("traced", Path(test_file), folder, RIB_TRACING=library, LD_PRELOAD=library)
 
 
 def _stand_in(folder: Path) -> Path:
     """The compiled library by which torch can trace CUDA tensors without a GPU."""
-    torch_folder, library = Path(torch.__file__).parent, folder / "cuda_stand_in.so"
-    source = Path(__file__).with_name("cuda_stand_in.cpp")
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{torch_folder / 'include'}"]
-    command += [str(source), f"-L{torch_folder / 'lib'}", "-lc10"]
-    command += [f"-Wl,-rpath,{torch_folder / 'lib'}", "-o", str(library)]
-    subprocess.run(command, check=True, timeout=900)
+    torch_folder, source = Path(torch.__file__).parent, Path(__file__).with_suffix(".cpp")
+    name = short_digest([source.read_text(), str(torch_folder), torch.__version__])
+    library = folder / f"{name}.so"
+    if not library.exists():
+        made = library.with_suffix(f".{os.getpid()}")
+        command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{torch_folder / 'include'}"]
+        command += [str(source), f"-L{torch_folder / 'lib'}", "-lc10"]
+        command += [f"-Wl,-rpath,{torch_folder / 'lib'}", "-o", str(made)]
+        subprocess.run(command, check=True, timeout=900)
+        made.rename(library)
     return library
 
 

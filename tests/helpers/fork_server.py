@@ -6,6 +6,7 @@ whose start or end is what a test is about are not forked.
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -59,6 +60,7 @@ def main() -> None:
     """Serve until the process on the command line ends."""
     with socket.socket(socket.AF_UNIX) as server:
         _import_all()
+        gc.freeze()  # a collection in a fork would copy the memory of all that was imported
         parent._when_ended(int(sys.argv[1]), lambda: os._exit(0))
         server.bind(f"{SOCKET}.made")
         server.listen(64)

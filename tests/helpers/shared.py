@@ -1,4 +1,4 @@
-"""What all workers of a test run share: the first that needs it makes it."""
+"""What all workers of a test run share, or later runs too: the first that needs it makes it."""
 
 import os
 import shutil
@@ -14,6 +14,12 @@ def of_all(factory: pytest.TempPathFactory) -> Path:
     """A folder that the workers of a test run share."""
     base = factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def kept(config: pytest.Config, name: str, otherwise: Path) -> Path:
+    """A folder that later test runs find again, in pytest's cache, or `otherwise` without it."""
+    cache = getattr(config, "cache", None)
+    return cache.mkdir(name) if cache else otherwise
 
 
 def once(place: Path, make: Callable[[Path], None]) -> Path:

@@ -95,17 +95,22 @@ def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_pa
 def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     folder, finished, tmp_path, monkeypatch, capsys
 ):
-    """Its job is killed; its terminal closes; Ctrl-C; all of it is killed."""
+    """Its job is killed; its terminal closes; all of it is killed; Ctrl-C, after a new cell.
+
+    Kills at any later moment: kind `kill` of `make faults`.
+    """
     runs, words = tmp_path / "runs", f"runs={tmp_path / 'runs'}"
     again = ["campaign", str(folder / "shapes.yaml"), words]
 
     def cells() -> int:
         return len(list(runs.glob("store/cells/fine_tune-*/done.json")))
 
+    def begun(job_name: str) -> bool:
+        logs = runs.glob(f"shapes/plans/*/logs/{job_name}.log")
+        return any(path.stat().st_size for path in logs)
+
     with started(folder, words, "--cores", "2", cwd=tmp_path) as process:
-        log = "shapes/plans/*/logs/prepare.log"
-        begun = lambda: any(path.stat().st_size for path in runs.glob(log))  # noqa: E731
-        until(begun, "a job is at work", at_work=process)
+        until(lambda: begun("prepare"), "a job is at work", at_work=process)
         (program,) = (n for n, words in jobs_of(runs).items() if words[3:4] == [job.__name__])
         os.kill(program, signal.SIGKILL)
         shown = process.communicate(timeout=900)[0]
@@ -120,20 +125,20 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     plan = campaigns.plan_of(folder / "shapes.yaml", words)
     campaigns.do(plan, PREPARE)
     job_states.set_done(plan.place, PREPARE)
-    for number in (signal.SIGINT, signal.SIGKILL):
-        before = cells()
-        with started(folder, words, "--cores", "1", cwd=tmp_path) as process:
-            until(lambda before=before: cells() > before, "a new cell", at_work=process)
-            assert jobs_of(runs)
-            if number == signal.SIGINT:
-                assert cli.main(again) == 2
-                refused = f"another campaign (process {process.pid} on "
-                assert refused in capsys.readouterr().err
-                process.send_signal(number)
-                assert process.wait(120) == 130
-            else:
-                os.killpg(process.pid, number)
-            until(lambda: not jobs_of(runs), "its jobs end", 20)
+    with started(folder, words, "--cores", "1", cwd=tmp_path) as process:
+        until(lambda: begun("column-*"), "a column is at work", at_work=process)
+        os.killpg(process.pid, signal.SIGKILL)
+        until(lambda: not jobs_of(runs), "its jobs end", 20)
+
+    with started(folder, words, "--cores", "1", cwd=tmp_path) as process:
+        until(cells, "a new cell", at_work=process)
+        assert jobs_of(runs)
+        assert cli.main(again) == 2
+        refused = f"another campaign (process {process.pid} on "
+        assert refused in capsys.readouterr().err
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130
+        until(lambda: not jobs_of(runs), "its jobs end", 20)
     assert not (runs / "shapes" / "report" / "index.html").exists()
 
     made = {path: path.stat().st_mtime_ns for path in runs.glob("store/*/*/done.json")}

@@ -104,7 +104,8 @@ def test_a_job_that_it_forgot_or_put_back_is_not_at_work(plan, tmp_path, monkeyp
         states.append(job_states.read_job(plan.place, JOB).state)
         if states[-1] == WAITING:  # at first, and where the queue has it again
             append_event(plan.place, JOB, begun("8"))
-        end.touch() if states[-2:] == [FAILED, FAILED] else None
+        if states[-2:] == [FAILED, FAILED]:
+            end.touch()
         return next(queue, {})
 
     monkeypatch.setattr(Toy, "states", answer)

@@ -197,7 +197,7 @@ def test_every_way_to_start_gives_the_same_cell(ways, grid, tmp_path):
 def test_mistake_found_late_is_one_line_on_two_ranks(grid, forked, tmp_path):
     words = grid.overrides(f"runs={tmp_path}", "dataset.root=/nowhere", "device=cpu")
     command = [*STARTS["torchrun"], f"recipe={grid.recipe}", *words]
-    process = run(command, tmp_path, **forked | {"FORKED": LAUNCH})
+    process = run(command, tmp_path, **forked | {"FORKED": f"{LAUNCH},torch.distributed.run"})
     assert process.returncode != 0
     assert "error: /nowhere/upstream is not a folder" in process.stderr, process.stderr[-2000:]
     assert f'File "{ROOT / "engine"}' not in process.stderr  # torchrun's own traceback aside

@@ -175,8 +175,12 @@ def test_what_open_clip_cannot_build_is_named(tmp_path, capsys):
     assert "roberta-ViT-B-32" in (error := capsys.readouterr().err) and "transformers" in error
 
 
+MODELS = model_recipes()
+OTHERS = [pytest.param(m, marks=pytest.mark.exhaustive) for k, m in enumerate(MODELS) if k % 5]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", model_recipes(), ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*MODELS[::5], *OTHERS], ids=lambda model: model.name)
 def test_stored_values_are_those_of_the_installed_timm(model: ModelRecipe, monkeypatch):
     monkeypatch.setattr(flops, "forward_tflops", lambda *_: 1.0)
     remedy = "run `python -m bench.architectures`"
