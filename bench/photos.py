@@ -72,7 +72,7 @@ def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jp
     return encode_pack(
         out,
         name="photos",
-        items=folders.read(folder).items,
+        items=folders.list_folders(folder).items,
         encoder=Images(trees.open_image, transform, kind),
         transform_spec=transform.spec,
         classes=[f"class {number}" for number in range(CLASSES)],

@@ -173,7 +173,7 @@ def predictions(
         if row.evaluated_on in names:
             columns = {**dict(zip(metrics.KEY, row.key, strict=True)), "setting": str(row.setting)}
             columns |= {"seed": row.seed, "headline": row.headline}
-            frame = stored.read(row.path).to_pandas()
+            frame = stored.read_predictions(row.path).to_pandas()
             frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
     return pandas.concat(frames, ignore_index=True)
 

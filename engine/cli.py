@@ -69,8 +69,8 @@ def _split(command: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list
     rest: list[str] = []
     overrides: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
-        taken = before not in with_value and "=" in word and _is_override(word)
-        (overrides if taken else rest).append(word)
+        is_override = before not in with_value and "=" in word and _is_override(word)
+        (overrides if is_override else rest).append(word)
     return rest, overrides
 
 

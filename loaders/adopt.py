@@ -1,23 +1,21 @@
-"""Makes packs from stored images without decoding: FFCV's own files, or part of another pack."""
+"""Makes packs from FFCV's own files, without decoding."""
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loaders.beton import JPEG, Beton
+from loaders.copies import Copies
 from loaders.decoding import jpeg_shape
 from loaders.encode import encode
 from loaders.files.durable import file_hash
 from loaders.pack import Item, Pack
 from loaders.trees import first_names
-from loaders.writer import Stored
 
 
 def adopt(
@@ -60,38 +58,10 @@ def adopt(
             Item(label, key := f"{file.stem}/{number:08d}", key, payload=number)
             for number, label in enumerate(beton.rows["label"].tolist())
         ],
-        encoder=_Copies("jpeg" if is_jpeg else "raw", (size, size), read),
+        encoder=Copies("jpeg" if is_jpeg else "raw", (size, size), read),
         transform_spec=transform_spec,
         classes=classes,
         source_fingerprint=file_hash(file),
-        extra=extra,
-    )
-
-
-def part(pack: Pack, positions: Sequence[int], out: Path, *, extra: Mapping[str, Any]) -> Pack:
-    """Copies the samples at these positions to the pack `out`, which keeps all of the pack's
-    classes.
-
-    Raises ValueError for a damaged sample, and errors of `loaders.encode.encode`.
-    """
-    return encode(
-        out,
-        name=pack.name,
-        items=[
-            Item(
-                int(pack.labels[i]),
-                str(pack.sources[i]),
-                str(pack.keys[i]),
-                payload=i,
-                values=tuple(str(column[i]) for column in pack.columns.values()),
-            )
-            for i in positions
-        ],
-        columns=tuple(pack.columns),
-        encoder=_Copies(pack.format, pack.shape, pack.blob),
-        transform_spec=pack.manifest["transform"],
-        classes=pack.classes,
-        source_fingerprint=pack.manifest["source_fingerprint"],
         extra=extra,
     )
 
@@ -107,7 +77,7 @@ def _check(beton: Beton, size: int, classes: int) -> None:
     if shapes != [(size, size)]:
         sizes = first_names([f"{height} x {width}" for height, width in shapes])
         (height, width), *others = shapes
-        alone = f"set model.image_size={height}, or " * (height == width and not others)
+        alone = f"set model.image_size={height}, or " if height == width and not others else ""
         raise ValueError(
             f"{beton.path} has images of {sizes} pixels, not {size} x {size}; {alone}encode and "
             "resize the image files: --images FOLDER"
@@ -118,16 +88,3 @@ def _check(beton: Beton, size: int, classes: int) -> None:
             f"{beton.path}: sample {unknown.argmax()} has label {rows['label'][unknown.argmax()]}, "
             f"but --classes names {classes}"
         )
-
-
-@dataclass(frozen=True)
-class _Copies:
-    """Encodes items as bytes that are stored already; read: gives those of a sample's number."""
-
-    format: str
-    shape: tuple[int, int]
-    read: Callable[[int], bytes]
-
-    def __call__(self, item: Item) -> Stored:
-        blob = self.read(item.payload)
-        return Stored(blob, zlib.crc32(blob), self.shape, "")

@@ -11,7 +11,7 @@ from loaders.pack import Item
 from loaders.trees import Listing, first_names
 
 
-def read(root: Path, columns: Sequence[str] = ()) -> Listing:
+def list_folders(root: Path, columns: Sequence[str] = ()) -> Listing:
     """Lists the images `root/<class>/<image>`, ordered by class and name; skips hidden folders.
 
     columns: names of the folders above the classes', as in

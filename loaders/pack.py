@@ -225,7 +225,7 @@ def _pixels_of(manifest: Mapping[str, Any]) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = typed_json.read(path, dict[str, Any], _REMEDY)
+    manifest = typed_json.read_json(path, dict[str, Any], _REMEDY)
     version = manifest.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(
@@ -283,7 +283,7 @@ def _require_transform(folder: Path, stored: Mapping[str, Any], spec: Mapping[st
     if keys:
         difference = ", ".join(f"{k}: {stored.get(k)!r}, not {expected.get(k)!r}" for k in keys)
         as_stored = " ".join(f"model.{k}={stored[k]}" for k in keys if k in stored)
-        ask = f", or ask for the pack's with {as_stored}" * bool(as_stored)
+        ask = f", or ask for the pack's with {as_stored}" if as_stored else ""
         raise ValueError(
             f"{folder}: made with another transform ({difference}); encode the images into another "
             f"folder{ask}"

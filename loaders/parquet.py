@@ -24,7 +24,7 @@ LONGEST = 4096  # bytes of a text that many rows may repeat
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
-class Row(NamedTuple):
+class ParquetRow(NamedTuple):
     """Where an image is: a row in a row group of a file, and the column."""
 
     path: str
@@ -37,6 +37,20 @@ class Row(NamedTuple):
     def where(self) -> str:
         """The row, for errors; as `trees.Place.where`."""
         return f" in row {self.number} of {Path(self.path).name}"
+
+    def read(self, most: int) -> bytes:
+        """Returns the bytes of the image.
+
+        Raises ValueError naming file and row if there are none, or more than `most`.
+        """
+        where = f"{self.path}: row {self.number}"
+        value = _group(self.path, self.group, self.column)[self.row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise ValueError(f"{where} has no image bytes, and a path alone is not followed")
+        if len(data) > most:
+            raise ValueError(f"{where} has {len(data):,} bytes, too many for an image")
+        return data
 
 
 def features(path: Path) -> Mapping[str, Any]:
@@ -63,7 +77,7 @@ def _of_type(features: Mapping[str, Any], kind: str) -> list[str]:
     return [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == kind]
 
 
-def rows(path: Path) -> Iterator[tuple[Row, int | str, str]]:
+def rows(path: Path) -> Iterator[tuple[ParquetRow, int | str, str]]:
     """Yields each image of a file, its label (a number, or a class name) and its stored name or "".
 
     Raises ValueError naming file and row for ambiguous or missing image or label columns and an
@@ -79,7 +93,7 @@ def rows(path: Path) -> Iterator[tuple[Row, int | str, str]]:
 
 def images(
     path: Path, image: str, columns: Sequence[str]
-) -> Iterator[tuple[Row, str, Sequence[Any]]]:
+) -> Iterator[tuple[ParquetRow, str, Sequence[Any]]]:
     """Yields each row's image, its stored file name or "", and its values of other columns.
 
     Raises ValueError naming file and row for a damaged file, a column of lists, more rows than
@@ -114,7 +128,7 @@ def images(
             raise ValueError(f"{path} is damaged at row {number} or after ({error})") from error
         names = stored or [""] * found.num_rows
         for row, (name, *of_row) in enumerate(zip(names, *values, strict=True)):
-            yield Row(str(path), group, row, image, number), str(name or ""), of_row
+            yield ParquetRow(str(path), group, row, image, number), str(name or ""), of_row
             number += 1
 
 
@@ -125,21 +139,6 @@ def holds_images(path: Path, column: str) -> bool:
     except (pa.ArrowException, OSError):
         return False
     return schema.names.count(column) == 1 and _holds_bytes(schema.field(column).type)
-
-
-def read(place: Row, most: int) -> bytes:
-    """Returns the bytes of an image.
-
-    Raises ValueError naming file and row if there are none, or more than `most`.
-    """
-    where = f"{place.path}: row {place.number}"
-    value = _group(place.path, place.group, place.column)[place.row].as_py()
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes):
-        raise ValueError(f"{where} has no image bytes, and a path alone is not followed")
-    if len(data) > most:
-        raise ValueError(f"{where} has {len(data):,} bytes, too many for an image")
-    return data
 
 
 @functools.lru_cache(maxsize=4)

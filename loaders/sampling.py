@@ -17,11 +17,11 @@ def balanced(
     images.
     """
     places: dict[tuple[str, int], list[int]] = {}
-    for position, of in enumerate(zip(part_of_each, labels_N, strict=True)):
-        places.setdefault(of, []).append(position)
+    for position, group in enumerate(zip(part_of_each, labels_N, strict=True)):
+        places.setdefault(group, []).append(position)
     parts = sorted({part for part, _ in places})
     labels = sorted({label for _, label in places})
-    each, rest = divmod(count, len(parts) * len(labels))
+    share, rest = divmod(count, len(parts) * len(labels))
     random = np.random.default_rng([seed, len(parts), len(labels)])
     order = random.permutation(labels).tolist()
     extra = np.full(len(parts), rest // len(parts))
@@ -32,10 +32,10 @@ def balanced(
         # All parts cycle through the same shuffled list of classes, so classes stay balanced.
         favoured = {order[(start + i) % len(order)] for i in range(more)}
         start += more
-        for label in labels if each else sorted(favoured):
+        for label in labels if share else sorted(favoured):
             there = places.get((part, label), [])
             mixed = np.random.default_rng([seed, number, label]).permutation(len(there))
-            chosen += [there[i] for i in mixed[: each + (label in favoured)]]
+            chosen += [there[i] for i in mixed[: share + (label in favoured)]]
     left = np.setdiff1d(np.arange(len(labels_N)), chosen)
     mixed = np.random.default_rng([seed, count]).permutation(left)
     return sorted(chosen + mixed[: count - len(chosen)].tolist())

@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
     label: int | str  # a number, or a class name
     name: str  # of its file, or ""
-    place: Any  # picklable: Place, or parquet.Row
+    place: Any  # picklable: a StoredImage
     shard: Path
     row: int
 

@@ -28,9 +28,10 @@ from loaders import parquet, shards
 from loaders.files.durable import open_regular
 from loaders.files.root import Root
 from loaders.pack import Item
-from loaders.trees import IMAGE_SUFFIXES, Listing, Place, first_names
+from loaders.parquet import ParquetRow
+from loaders.trees import IMAGE_SUFFIXES, Listing, Place, StoredImage, first_names
 
-Found = tuple[Place | parquet.Row, str]  # where an image is, and its file's size and time
+Found = tuple[StoredImage, str]  # where an image is, and its file's size and time
 Row = tuple[int, Sequence[str]]  # its line, or its number in a Parquet file, and its values
 Reader = Callable[[Path, Sequence[str]], Iterator[Row]]  # of these columns of a file
 
@@ -231,7 +232,7 @@ class _Held:
 
     def __init__(self, table: Path) -> None:
         self._stamp = shards.fingerprint_of(table)
-        self._places: dict[str, parquet.Row] = {}
+        self._places: dict[str, ParquetRow] = {}
 
     def find(self, path: str) -> Found:
         return self._places[path], self._stamp

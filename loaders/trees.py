@@ -15,11 +15,11 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from PIL import Image
 
-from loaders import decoding, parquet
+from loaders import decoding
 from loaders.pack import Item
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -27,6 +27,19 @@ _BLOCK = 512  # bytes; an archive ends with at least one block of zeros
 _DEEPEST = 64  # maximum nesting of folders
 _LARGEST = 1 << 30  # maximum bytes of an image
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+
+
+class StoredImage(Protocol):
+    """Where the bytes of an image are: a `Place`, or a row of a table (`loaders.parquet`)."""
+
+    @property
+    def where(self) -> str:
+        """The part of a file, for errors; empty for a whole file."""
+        ...
+
+    def read(self, most: int) -> bytes:
+        """Returns the bytes. Raises ValueError if they are damaged, or more than `most`."""
+        ...
 
 
 class Place(NamedTuple):
@@ -46,12 +59,23 @@ class Place(NamedTuple):
         """ " in ARCHIVE" for errors about a file in an archive; empty for a file on disk."""
         return f" in {os.path.basename(self.path)}" if self.size >= 0 else ""
 
+    def read(self, most: int) -> bytes:
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size if self.size < 0 else self.size
+            if size > most:
+                raise ValueError(f"{self.path} has {size:,} bytes, too many for an image")
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if 0 <= self.size != len(data):
+            raise ValueError(f"{self.path} ends inside this image")
+        return data
+
 
 class File(NamedTuple):
     """A file of a tree: its path below the root (posix), place, size and modification time."""
 
     path: str
-    place: Place | parquet.Row
+    place: StoredImage
     stamp: str
 
     @property
@@ -122,27 +146,14 @@ def stamped(file: File) -> bytes:
     return f"{file.path} {file.stamp}\n".encode()
 
 
-def read(place: Place | parquet.Row) -> bytes:
-    """Returns the bytes of a file, or of an image in a parquet row.
-
-    Raises ValueError if the archive ends inside the file, or if it is too large for an image.
-    """
-    if isinstance(place, parquet.Row):
-        return parquet.read(place, _LARGEST)
-    with open(place.path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size if place.size < 0 else place.size
-        if size > _LARGEST:
-            raise ValueError(f"{place.path} has {size:,} bytes, too many for an image")
-        file.seek(place.offset)
-        data = file.read(place.size)
-    if 0 <= place.size != len(data):
-        raise ValueError(f"{place.path} ends inside this image")
-    return data
+def read_image(place: StoredImage) -> bytes:
+    """Returns the bytes of an image. Raises ValueError if they are damaged, or too many."""
+    return place.read(_LARGEST)
 
 
-def open_image(place: Place | parquet.Row) -> Image.Image:
-    """Returns the image as stored; raises as `read` and `decoding.open_image` do."""
-    return decoding.open_image(io.BytesIO(read(place)))
+def open_image(place: StoredImage) -> Image.Image:
+    """Returns the image as stored; raises as `read_image` and `decoding.open_image` do."""
+    return decoding.open_image(io.BytesIO(read_image(place)))
 
 
 def first_names(names: Sequence[str], most: int = 3) -> str:

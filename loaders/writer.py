@@ -108,7 +108,10 @@ class PackWriter:
             return {}
         numbers: list[dict[str, int]] = [{} for _ in columns]  # of each column's values
         codes = [
-            [of.setdefault(value, len(of)) for of, value in zip(numbers, item.values, strict=True)]
+            [
+                code.setdefault(value, len(code))
+                for code, value in zip(numbers, item.values, strict=True)
+            ]
             for item in self.written
         ]
         self._write_array(COLUMNS, np.array(codes, "<u4").T)

@@ -81,7 +81,7 @@ def builders(plan: Plan, device: torch.device, column: Column) -> list[Builder]:
         followed=Followed(followed_cells, plan.downstreams),
         store=Store(plan.place.store, plan.recipe.generation),
     )
-    return [builder, *map(builder.of, rest)]
+    return [builder, *map(builder.builder_of, rest)]
 
 
 def make_cells(plan: Plan, column: Column, device: torch.device, numbers: Collection[int]) -> None:
@@ -91,12 +91,12 @@ def make_cells(plan: Plan, column: Column, device: torch.device, numbers: Collec
     process that runs a user's file makes another's cell.
     """
     rows = builders(plan, device, column)
-    asked = [rows[number] for number in numbers]
-    if not any(row.plan.runs_users for row in asked):
+    chosen = [rows[number] for number in numbers]
+    if not any(row.plan.runs_users for row in chosen):
         users = [row for row in rows if row.plan.runs_users]
         needs = [row.sibling(name) for row in users for name in row.plan.needs]
-        asked += [need for need in needs if not need.plan.runs_users]
-    for row in asked:
+        chosen += [need for need in needs if not need.plan.runs_users]
+    for row in chosen:
         is_trained(row, column)
         done = sum(row.is_stored() for row in rows)
         job_states.advance(plan.place, column.job, done, len(rows) + 1)
@@ -110,10 +110,10 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
     started, name = time.monotonic(), column.job
     rows = builders(plan, device, column)
     # Columns start at different rows, so that few wait for an artefact that one makes for all.
-    in_turn = deque(rows)
-    in_turn.rotate(-plan.columns.index(column))
+    rotated = deque(rows)
+    rotated.rotate(-plan.columns.index(column))
     trained = set()
-    for done, row in enumerate(in_turn, start=1):
+    for done, row in enumerate(rotated, start=1):
         if is_trained(row, column):
             trained.add(row)
         job_states.advance(plan.place, name, done, len(rows) + 1)
@@ -122,20 +122,20 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
         RowModels(method, row, row.build(), row.entries())
         if row in trained
         else RowModels(method, row)
-        for method, row in zip(plan.methods * plan.seeds, rows, strict=True)
+        for (method, _), row in zip(plan.named_cells(column), rows, strict=True)
     ]
     entries = [entry for of_row in models for entry in of_row.entries]
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
     of_extras: dict[str, list[dict[str, Any]]] = {}
-    run, held = rows[0], Bank(rows[0])
+    run, loaded = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one
     for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
-        passes.evaluate(run, [entry.mix for entry in entries], [place], split, held)
+        passes.evaluate(run, [entry.mix for entry in entries], [place], split, loaded)
         if is_judged_seen(run, place, [column.downstream]) and not column.is_replicate:
-            passes.evaluate(run, headlines, [place], "train", held)
+            passes.evaluate(run, headlines, [place], "train", loaded)
         if not column.is_replicate:
             with_weights = list(_with_weights(column, models, place))
             with allow_users_files():  # those of methods have processes of their own
@@ -143,7 +143,7 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
                     of_extras.setdefault(extra, []).extend(of_set)
         run.sets.release(place)
     for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
-        passes.evaluate(run, with_features, [place], "holdout", held)
+        passes.evaluate(run, with_features, [place], "holdout", loaded)
         run.sets.release(place)
     for _, row, cell, of_row in models:
         if cell is None:
@@ -183,7 +183,9 @@ def _is_nan(run: Run, entries: Sequence[Entry]) -> bool:
     large."""
     try:
         for entry, name in itertools.product(entries, run.recipe.dataset.evaluated_sets):
-            predictions.read(passes.predicted(run, entry.mix, name, run.recipe.split_of(name)))
+            predictions.read_predictions(
+                passes.predicted(run, entry.mix, name, run.recipe.split_of(name))
+            )
     except predictions.NotFiniteError:
         return True
     return False
@@ -194,7 +196,7 @@ def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
 
     True if `Recipe.judges_seen` and the dataset shares photos with one of the others.
     """
-    return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
+    return run.recipe.judges_seen and any(run.sets.share_photos(name, other) for other in others)
 
 
 def _judged_on(run: Run, column: Column, entry: Entry) -> Iterator[tuple[str, str, Role]]:
@@ -242,10 +244,10 @@ def part_of_column(
             diverged.append(Diverged(model, method, column.downstream, column.setting))
             continue
         parents = {name for entry in entries for name in canonical_mix(entry.mix)}
-        for each in (cell, *(cells.find(run.store, name) for name in parents)):
-            if each and each.artifact.kind != SNAPSHOTS:
-                folders[method].add(each.artifact.folder)
-                train_seconds[method] += each.train_seconds
+        for made in (cell, *(cells.find(run.store, name) for name in parents)):
+            if made and made.artifact.kind != SNAPSHOTS:
+                folders[method].add(made.artifact.folder)
+                train_seconds[method] += made.train_seconds
         evaluations += [
             of_row.evaluation(column, entry, *judged)
             for entry in entries

@@ -124,7 +124,7 @@ def _joined(runs: Sequence[FinishedCampaign]) -> Grid:
     return metrics.gather(rows, sets, "", columns)
 
 
-class Difference(NamedTuple):
+class CampaignDifference(NamedTuple):
     """A setting or version that differs. A value is None if its campaign has none."""
 
     name: str
@@ -132,7 +132,7 @@ class Difference(NamedTuple):
     second: Any
 
 
-def differing_settings(first: Plan, second: Plan) -> list[Difference]:
+def differing_settings(first: Plan, second: Plan) -> list[CampaignDifference]:
     """Differences between the rows, columns and recipes of two campaigns, named by dotted key.
 
     Keys of a row start with the row's name.
@@ -145,7 +145,9 @@ def differing_settings(first: Plan, second: Plan) -> list[Difference]:
     return found
 
 
-def differing_versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
+def differing_versions(
+    first: FinishedCampaign, second: FinishedCampaign
+) -> list[CampaignDifference]:
     """The versions and processors that differ, compared on one cell of each campaign."""
     return [*_differing("", versions_of(first), versions_of(second))]
 
@@ -156,7 +158,7 @@ def versions_of(campaign: FinishedCampaign) -> dict[str, Any]:
     for root in (campaign.place.root, *(cell.root for cell in cells)):
         if root.has(VERSIONS):
             file = root.path / VERSIONS
-            return typed_json.read(file, dict[str, Any], f"delete {root.path}", root)
+            return typed_json.read_json(file, dict[str, Any], f"delete {root.path}", root)
     return {}
 
 
@@ -169,7 +171,7 @@ def _of_grid(plan: Plan) -> dict[str, Any]:
 
 def _differing(
     prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]
-) -> Iterator[Difference]:
+) -> Iterator[CampaignDifference]:
     for key in dict.fromkeys([*first, *second]):
         if first.get(key) != second.get(key):
-            yield Difference(prefix + key, first.get(key), second.get(key))
+            yield CampaignDifference(prefix + key, first.get(key), second.get(key))

@@ -121,11 +121,11 @@ def _is_model(weights: Marker | None, model: ModelRecipe) -> bool:
     stored = weights.key.get("model") if weights else None
     if not isinstance(stored, dict):
         return False
-    asked = dataclasses.asdict(model)
+    wanted = dataclasses.asdict(model)
     moved = ("path", "source")  # the same file may be elsewhere
     of_weights = {key: value for key, value in stored["weights"].items() if key not in moved}
-    same = all(asked["weights"].get(key) == value for key, value in of_weights.items())
-    return same and all(stored[key] == asked[key] for key in ("arch", "image_size"))
+    same = all(wanted["weights"].get(key) == value for key, value in of_weights.items())
+    return same and all(stored[key] == wanted[key] for key in ("arch", "image_size"))
 
 
 def _is_base(name: str, markers: Mapping[str, Marker]) -> bool:

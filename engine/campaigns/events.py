@@ -142,7 +142,7 @@ def _queue() -> tuple[str, str]:
 
 def stamps(place: PlanFolder) -> dict[str, object]:
     """By job, what differs once there are more events of the job. Opens no file of events."""
-    return {name.removesuffix(_END): each for name, each in place.root.stamps(FOLDER).items()}
+    return {name.removesuffix(_END): stamp for name, stamp in place.root.stamps(FOLDER).items()}
 
 
 def _name(job: str) -> str:

@@ -42,9 +42,9 @@ def find_campaign(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     # Overrides that repeat defaults give another folder with the same plan.
     same = [p for p in plans if p.name == plan.place.name and p.root.has(p.record)]
     if same:
-        return record.read(plan.place if plan.place in same else same[0])
+        return record.read_record(plan.place if plan.place in same else same[0])
     records = any(place.root.has(place.record) for place in plans)
-    command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])
+    command = shlex.join(["rib", "campaign", name, *(override.text for override in overrides)])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
         f"{plan.recipe.runs} contains no finished run of {name} with these settings{differs}; "

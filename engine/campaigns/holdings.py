@@ -28,7 +28,7 @@ MERGED = re.compile("-models-[0-9a-f]{8}$")  # the folder of several models' com
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartedCampaign:
     """A campaign that was started. record: None until it is finished, or if it is damaged.
 
     fault: why the record cannot be read, or empty.
@@ -55,7 +55,7 @@ class Held:
     made_by: Mapping[str, str] = field(default_factory=dict)
 
 
-def campaigns(runs: Path) -> list[Begun]:
+def campaigns(runs: Path) -> list[StartedCampaign]:
     """The campaigns in a runs folder, oldest plan first; see `strays` for those that it overlooks.
 
     A record without its plan counts as a campaign.
@@ -114,7 +114,7 @@ def _is_walked(link: str, runs: Path) -> bool:
     return target.exists() and target.is_relative_to(real) and (real / STORE) not in target.parents
 
 
-def doubts(runs: Path, begun: Sequence[Begun]) -> list[str]:
+def doubts(runs: Path, begun: Sequence[StartedCampaign]) -> list[str]:
     """Why more artefacts may be needed than the records of finished campaigns list; with remedies.
 
     begun: all campaigns in the folder. Empty if every campaign is known, readable and finished.
@@ -135,7 +135,7 @@ def doubts(runs: Path, begun: Sequence[Begun]) -> list[str]:
     return found
 
 
-def _without_plan(runs: Path, begun: Sequence[Begun]) -> list[str]:
+def _without_plan(runs: Path, begun: Sequence[StartedCampaign]) -> list[str]:
     """Folders whose plans may be elsewhere, such as on a disk that is not mounted."""
     known = {each.place.path for each in begun}
     lacking = [place.path for place in plan_folder.in_runs(runs) if place.path not in known]
@@ -153,7 +153,7 @@ def _without_plan(runs: Path, begun: Sequence[Begun]) -> list[str]:
     ]
 
 
-def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
+def artifacts(runs: Path, begun: Sequence[StartedCampaign]) -> list[Held]:
     """The finished artefacts in a runs folder's store, by kind and name.
 
     begun: all campaigns in the folder, and in others that share its store. Who needs a cell needs
@@ -207,16 +207,16 @@ def size_of(place: Path) -> int:
     return total
 
 
-def _begun(place: PlanFolder) -> Begun:
+def _begun(place: PlanFolder) -> StartedCampaign:
     try:
-        return Begun(place, record.read(place))
+        return StartedCampaign(place, record.read_record(place))
     except FileNotFoundError:
-        return Begun(place, None)
+        return StartedCampaign(place, None)
     except (OSError, DamagedFile) as error:
-        return Begun(place, None, str(error))
+        return StartedCampaign(place, None, str(error))
 
 
-def _fault_of_plan(begun: Begun) -> str:
+def _fault_of_plan(begun: StartedCampaign) -> str:
     """Why a finished campaign's plan cannot be read, or empty. It may be missing."""
     try:
         _ = begun.record and begun.record.plan

@@ -70,7 +70,7 @@ def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
     folder = _title(name, overrides, methods, shared, swept, digest)
     return Plan(
         name,
-        shlex.join(["rib", "campaign", name, *(each.text for each in overrides)]),
+        shlex.join(["rib", "campaign", name, *(override.text for override in overrides)]),
         rows,
         columns,
         PlanFolder(Path(shared.runs).resolve() / folder / PLANS / digest),
@@ -94,23 +94,24 @@ def _files(rows: Iterable[CellPlan], columns: Sequence[Column]) -> set[str]:
 
 def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> None:
     """Raise RecipeError for settings of a single cell, which do not apply to a grid."""
-    alone = any(each.key == SELECTION for each in overrides) and len(methods) == 1
-    for each in overrides:
-        of_grid = each.key in (*OF_GRID, "method.variant")
-        of_row = alone and each.key.startswith("method.")
-        if not (of_grid or of_row) and each.section in ("method", SELECTION):
+    alone = any(override.key == SELECTION for override in overrides) and len(methods) == 1
+    for override in overrides:
+        of_grid = override.key in (*OF_GRID, "method.variant")
+        of_row = alone and override.key.startswith("method.")
+        if not (of_grid or of_row) and override.section in ("method", SELECTION):
             raise RecipeError(
-                f"{each.text!r}: a campaign trains several methods: select them with "
+                f"{override.text!r}: a campaign trains several methods: select them with "
                 "methods=[A,B], and set a method's options below `methods:` in your campaign file, "
                 "or on the command line together with methods=[A]"
             )
-        if each.key == "campaign":
+        if override.key == "campaign":
             raise RecipeError(
-                f"{each.text!r}: put the campaign's name first, as in `rib campaign {each.value}`"
+                f"{override.text!r}: put the campaign's name first, as in "
+                f"`rib campaign {override.value}`"
             )
-        if each.key == "downstream":
+        if override.key == "downstream":
             raise RecipeError(
-                f"{each.text!r}: a campaign trains on all its datasets: select them with "
+                f"{override.text!r}: a campaign trains on all its datasets: select them with "
                 "dataset.sets=[A,B] or downstreams=[A,B], or train a single cell with "
                 "engine/launch.py"
             )
@@ -223,13 +224,13 @@ def _title(
     Overrides that change results get a separate folder, so they do not overwrite the report of the
     campaign's file.
     """
-    models = [each.value for each in overrides if each.key == "model"]
+    models = [override.value for override in overrides if override.key == "model"]
     is_default = not models or models[-1] == model_of(name)
     title = [Path(name).stem, *([] if is_default else [cell.model.name])]
     if swept:
         title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]
     title += [f"limit-{cell.dataset.limit}"] if cell.dataset.limit else []
-    apart = [each.key for each in overrides if each.key not in ("device", "model")]
+    apart = [override.key for override in overrides if override.key not in ("device", "model")]
     if any(effect_of(key) is not Affects.NOTHING for key in apart):
         title.append(identity[:8])
     return "-".join(title)

@@ -76,7 +76,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     parts = {column: read_part(place, column.job, Models) for column in columns}
     diverged = list(dict.fromkeys(chain(*(part.diverged for part in parts.values()))))
     # A mean is over all downstream datasets, so a method is left out on all of them in a setting.
-    out = {(each.method, each.setting) for each in diverged}
+    out = {(training.method, training.setting) for training in diverged}
     for column, part in parts.items():
         kept = [name for name in part.cells if (name, column.setting) not in out]
         parts[column] = select_rows(part, dict(zip(kept, kept, strict=True)))

@@ -103,11 +103,11 @@ def select_rows(part: Models, names: Mapping[str, str]) -> Models:
     return Models(
         evaluations=evaluations,
         files={name: sha256 for name, sha256 in part.files.items() if name in paths},
-        cells={name: part.cells[theirs] for theirs, name in names.items()},
+        cells={name: part.cells[name_there] for name_there, name in names.items()},
         train_seconds={
-            name: part.train_seconds[theirs]
-            for theirs, name in names.items()
-            if theirs in part.train_seconds
+            name: part.train_seconds[name_there]
+            for name_there, name in names.items()
+            if name_there in part.train_seconds
         },
         extras={
             extra: [

@@ -151,10 +151,14 @@ class Plan:
 
     def cells(self, column: Column) -> Iterator[CellPlan]:
         """The cells of a column: all rows with the first seed, then all rows with the next."""
-        on = [row.on(column.downstream, column.settings) for row in self.rows.values()]
-        first = on[0].recipe.seed
+        return (cell for _, cell in self.named_cells(column))
+
+    def named_cells(self, column: Column) -> Iterator[tuple[str, CellPlan]]:
+        """As `cells`, with the names of the rows."""
+        rows = {name: row.on(column.downstream, column.settings) for name, row in self.rows.items()}
+        first = next(iter(rows.values())).recipe.seed
         for seed in range(first, first + self.seeds):
-            yield from (cell.seeded(seed) for cell in on)
+            yield from ((name, cell.seeded(seed)) for name, cell in rows.items())
 
     @property
     def recipes(self) -> list[list[Recipe]]:

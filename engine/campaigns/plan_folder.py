@@ -118,9 +118,9 @@ def in_campaign(folder: Path) -> list[PlanFolder]:
 
 def in_runs(runs: Path) -> list[PlanFolder]:
     """The folders of all plans in a runs folder. Skips links and folders that cannot be read."""
-    root, found = Root(runs), list[PlanFolder]()
+    root, folders = Root(runs), list[PlanFolder]()
     for name in root.folders():
         with suppress(PermissionError, NotADirectoryError, DamagedFile):  # a file or a link
             plans = root.folders(f"{name}/{PLANS}")
-            found += [PlanFolder(runs / name / PLANS / each) for each in plans if is_name(each)]
-    return found
+            folders += [PlanFolder(runs / name / PLANS / plan) for plan in plans if is_name(plan)]
+    return folders

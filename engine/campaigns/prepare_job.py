@@ -44,9 +44,9 @@ def prepare(plan: Plan, device: torch.device) -> None:
 
     begin(0, run.recipe.model.name)
     encode_apart(run.plan, dict.fromkeys([*names, *run.recipe.dataset.probe_sets, *plan.needed]))
-    base, held = {run.base.name: 1.0}, Bank(run)
-    for each in bases.values():
-        assert each.base
+    base, loaded = {run.base.name: 1.0}, Bank(run)
+    for base_run in bases.values():
+        assert base_run.base
     for step, name in enumerate(names, start=1):
         begin(step, name)
         if name in plan.downstreams:
@@ -55,14 +55,14 @@ def prepare(plan: Plan, device: torch.device) -> None:
             pass
         features.stored(run, run.base, run.sets[name])
         seen = ["train"] if is_judged_seen(run, name, plan.needed) else []
-        for each in bases.values():
-            for split in (each.recipe.split_of(name), "holdout", *seen):
-                passes.evaluate(run, [{each.base.name: 1.0}], [name], split, held)
+        for base_run in bases.values():
+            for split in (base_run.recipe.split_of(name), "holdout", *seen):
+                passes.evaluate(run, [{base_run.base.name: 1.0}], [name], split, loaded)
         run.sets.release(name)
     for name in run.recipe.dataset.probe_sets:
         begin(len(names), name)
         run.sets[name].training(run.recipe)
-        passes.evaluate(run, [base], [name], "holdout", held)
+        passes.evaluate(run, [base], [name], "holdout", loaded)
         run.sets.release(name)
     for name in plan.needed[len(names) :]:
         begin(len(names), name)
@@ -84,7 +84,7 @@ def _bases(plan: Plan, first: Builder) -> dict[str, Run]:
     for each downstream dataset or union, whose images fit its head. first: of the first column."""
     if plan.recipe.dataset.upstream:
         return {"": first}
-    return {c.downstream: first.of(next(plan.cells(c))) for c in plan.columns}
+    return {c.downstream: first.builder_of(next(plan.cells(c))) for c in plan.columns}
 
 
 def part_of_preparation(plan: Plan, run: Run, bases: Mapping[str, Run]) -> Preparation:
@@ -93,9 +93,9 @@ def part_of_preparation(plan: Plan, run: Run, bases: Mapping[str, Run]) -> Prepa
     sets, dataset = run.sets, run.recipe.dataset
     names = dataset.evaluated_sets
 
-    def evaluation(of: Run, downstream: str, name: str, split: str, role: Role) -> Evaluation:
-        arm = Arm(of.recipe.model.name, PRE, "", None)
-        path = passes.predicted(run, {of.base.name: 1.0}, name, split)
+    def evaluation(base_run: Run, downstream: str, name: str, split: str, role: Role) -> Evaluation:
+        arm = Arm(base_run.recipe.model.name, PRE, "", None)
+        path = passes.predicted(run, {base_run.base.name: 1.0}, name, split)
         return Evaluation(*arm, downstream, name, path, role=role)
 
     evaluations = [

@@ -175,13 +175,13 @@ def checked_file(place: PlanFolder, name: str, sha256: str | None) -> Path:
     return path
 
 
-def write(place: PlanFolder, record: Record) -> FinishedCampaign:
+def write_record(place: PlanFolder, record: Record) -> FinishedCampaign:
     """Write a record into a plan's folder, with a digest of its content."""
     place.root.write(place.record, typed_json.with_digest(dataclasses.asdict(record)))
-    return read(place)
+    return read_record(place)
 
 
-def read(place: PlanFolder) -> FinishedCampaign:
+def read_record(place: PlanFolder) -> FinishedCampaign:
     """Read the record in a plan's folder. Control characters in its texts are escaped.
 
     Raises DamagedFile if it was altered, FileNotFoundError if it is missing.

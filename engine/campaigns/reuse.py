@@ -7,7 +7,7 @@ something, such as predictions that `rib gc` deleted, all jobs run after all (`w
 from __future__ import annotations
 
 from engine.campaigns import holdings, seal
-from engine.campaigns.holdings import Begun
+from engine.campaigns.holdings import StartedCampaign
 from engine.campaigns.make_plan import is_current, settings_of_rows
 from engine.campaigns.parts import Distances, Models, Part, Preparation, read_part, select_rows
 from engine.campaigns.plan import DISTANCES, PREPARE, Plan
@@ -25,13 +25,13 @@ def parts_of(plan: Plan) -> dict[str, Part]:
         return {}
     columns: dict[str, Part] = {}
     shared: dict[str, Part] = {}
-    ours = settings_of_rows(plan)
+    settings = settings_of_rows(plan)
     for begun in holdings.campaigns(plan.place.runs):
         if (other := _finished(begun)) is None or not _shares_cells(plan, other):
             continue
-        theirs = settings_of_rows(other)
+        settings_there = settings_of_rows(other)
         # The plan's names of rows by the other's.
-        names = {b: a for a in ours for b in theirs if ours[a] == theirs[b]}
+        names = {b: a for a in settings for b in settings_there if settings[a] == settings_there[b]}
         if len(names) < len(plan.rows):
             continue
         try:
@@ -61,7 +61,7 @@ def _shares_cells(plan: Plan, other: Plan) -> bool:
     )
 
 
-def _finished(begun: Begun) -> Plan | None:
+def _finished(begun: StartedCampaign) -> Plan | None:
     """The plan of a finished campaign of this version, if all its artefacts are in the store."""
     if begun.record is None or not seal.has_artifacts(begun.record):
         return None

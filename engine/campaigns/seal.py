@@ -50,8 +50,8 @@ def _inodes(report: Root) -> dict[str, int]:
 
 def _target(name: str) -> str:
     """The file that `Root.write` replaces from a temporary file of this name; empty for others."""
-    found = re.fullmatch(r"(.*/)?\.(.+)\.[0-9a-f]{8}", name)
-    return f"{found[1] or ''}{found[2]}" if found else ""
+    match = re.fullmatch(r"(.*/)?\.(.+)\.[0-9a-f]{8}", name)
+    return f"{match[1] or ''}{match[2]}" if match else ""
 
 
 def _sealed(place: PlanFolder) -> dict[str, str]:
@@ -82,15 +82,15 @@ def finished(plan: Plan) -> bool:
     """Whether all jobs are done, their artefacts are in the store, and the campaign's folder shows
     this plan's report."""
     try:
-        found = record.read(plan.place)
+        run = record.read_record(plan.place)
     except (OSError, DamagedFile):
         return False
-    return is_done(plan.place, REPORT) and is_shown(plan.place) and has_artifacts(found)
+    return is_done(plan.place, REPORT) and is_shown(plan.place) and has_artifacts(run)
 
 
-def has_artifacts(found: FinishedCampaign) -> bool:
+def has_artifacts(run: FinishedCampaign) -> bool:
     """Whether the store has all artefacts and files that a record lists."""
-    store = found.place.store_root
-    return all(store.has(f"{name}/{MARKER}") for name in found.record.artifacts) and all(
-        store.has(name) for name in found.record.files
+    store = run.place.store_root
+    return all(store.has(f"{name}/{MARKER}") for name in run.record.artifacts) and all(
+        store.has(name) for name in run.record.files
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.campaigns import job_states
-from engine.campaigns.holdings import Begun
+from engine.campaigns.holdings import StartedCampaign
 from engine.campaigns.job_states import FAILED, RUNNING, JobState
 from engine.campaigns.job_states import FINISHED as FINISHED_JOB
 from engine.campaigns.plan import REPORT, read_plan
@@ -46,7 +46,7 @@ class Status:
     error: str = ""
 
 
-def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
+def of(begun: StartedCampaign, now: float, *, is_latest: bool = True) -> Status:
     """The status of a campaign. now: seconds since 1970.
 
     is_latest: whether its plan is the latest of its folder. Only the latest plan can be running.

@@ -14,7 +14,7 @@ from engine.cells.build import Builder
 from engine.data import packs
 from engine.data.kinds import kind_of
 from engine.evaluation import accuracies, passes
-from engine.evaluation.accuracies import Model
+from engine.evaluation.accuracies import EvaluatedModel
 from engine.measures import model_rows
 from engine.recipe import catalogue, preprocessing
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -25,7 +25,7 @@ STANDARD_ERRORS = 2.0  # allowed if only a part of the published images is avail
 
 
 @dataclass(frozen=True)
-class Check:
+class AccuracyCheck:
     """Accuracy (%) on a dataset: measured, and published by the benchmark and by timm.
 
     Attributes:
@@ -82,7 +82,7 @@ def encoded(recipe: Recipe, names: Sequence[str]) -> list[str]:
     return [name for name in names if packs.is_encoded(recipe, name)]
 
 
-def verify(run: Builder, tolerance: float = TOLERANCE) -> list[Check]:
+def verify(run: Builder, tolerance: float = TOLERANCE) -> list[AccuracyCheck]:
     """Evaluate the pretrained model on every encoded dataset. Returns one check per dataset.
 
     Raises ValueError if none is encoded.
@@ -99,17 +99,17 @@ def verify(run: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     for name in recipe.dataset.evaluated_sets:
         published, timm = recipe.model.published.get(name), of_timm.get(name)
         if name not in names:
-            checks.append(Check(name, 0, None, published, 0.0, "not encoded", timm=timm))
+            checks.append(AccuracyCheck(name, 0, None, published, 0.0, "not encoded", timm=timm))
             continue
         mix = {run.base.name: 1.0}
         split = "holdout" if name == recipe.head_set and recipe.dataset.holdout else "all"
         passes.evaluate(run, [mix], [name], split)
-        model = Model.named(recipe.model.name, mix)
+        model = EvaluatedModel.named(recipe.model.name, mix)
         (seen,) = accuracies.on_set(run, [model], name, split, intervals=True)
         assert seen.low is not None and seen.high is not None
         pack = run.sets[name].pack
         run.sets.release(name)
-        check = Check(
+        check = AccuracyCheck(
             name,
             seen.n,
             seen.accuracy,

@@ -28,7 +28,7 @@ from engine.measures.rows import STEP, Setting
 from engine.methods.base import Context, Derived, Trained
 from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside
-from engine.models import pretrained, zero_shot
+from engine.models import pretrained
 from engine.models.execution import Form, resolve_compile
 from engine.recipe import extras, methods, preprocessing
 from engine.recipe.effects import training_values
@@ -46,7 +46,7 @@ from loaders.files.durable import file_hash
 log = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"
 SNAPSHOTS = "snapshots"  # kind of artefacts
-Asked = tuple[str, str, dict[str, Any]]  # kind, label and key of an artefact
+Address = tuple[str, str, dict[str, Any]]  # of an artefact: kind, label and key
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Builder(Context):
             if not may_run:
                 raise PermissionError(f"{self._name}, a cell of a user's method, is missing")
             made = functools.partial(self._made, method)
-            artifact = self.make(*self._asked, made, self._whole)
+            artifact = self.make(*self._address, made, self._whole)
             if ranks.rank() == 0:
                 CheckpointFiles(self.store, self._name).remove()
         return Cell(artifact)
@@ -145,18 +145,18 @@ class Builder(Context):
         cell = self.build()
         if not self._follows_training or not cell.steps:
             return cell.entries
-        taken = self._snapshots(cell).items()
-        during = {step: self.store.place(*asked).name for step, asked in taken}
+        snapshots = self._snapshots(cell).items()
+        names = {step: self.store.place(*address).name for step, address in snapshots}
         return cell.entries + [
-            Entry({during.get(step, cell.name): 1.0}, None, False, Setting({STEP: step}))
+            Entry({names.get(step, cell.name): 1.0}, None, False, Setting({STEP: step}))
             for step in self._points()
         ]
 
     def remove_snapshots(self) -> None:
         """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
         keeps them."""
-        for asked in self._snapshots(self.build()).values():
-            artifact = self.find(*asked)
+        for address in self._snapshots(self.build()).values():
+            artifact = self.find(*address)
             if artifact is not None and not self.recipe.train.keep_snapshots:
                 self.store.remove(artifact)
 
@@ -189,9 +189,9 @@ class Builder(Context):
     def seeded(self) -> list[Builder]:
         """The builder of each training seed that the recipe asks for."""
         seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.seeds)
-        return [self.of(self.plan.seeded(seed)) for seed in seeds]
+        return [self.builder_of(self.plan.seeded(seed)) for seed in seeds]
 
-    def of(self, cell: CellPlan) -> Builder:
+    def builder_of(self, cell: CellPlan) -> Builder:
         """The builder of another cell, with the same sets and store."""
         return Builder(cell, self.device, self.sets, self.followed, None, self.store)
 
@@ -203,7 +203,7 @@ class Builder(Context):
                 "among the `needs` of its Recipe; add it there"
             )
         need = self.plan.needs[method]
-        return self.of(need if seed is None else need.seeded(seed))
+        return self.builder_of(need if seed is None else need.seeded(seed))
 
     def cell(self, method: str, *, seed: int | None = None) -> Cell:
         """The cell of a method that the cell needs, made now if there is none."""
@@ -238,14 +238,6 @@ class Builder(Context):
         artifact = self.make("fisher", self.recipe.model.name, key, compute)
         return load_file(artifact.checked(FISHER))
 
-    def clip(self) -> Any:
-        model = self.recipe.model
-        return ranks.first(lambda: zero_shot.open_model(model, cache_folder())).to(self.device)
-
-    def zero_shot_head(self, clip: Any) -> torch.Tensor:
-        name = self.recipe.model.weights.clip
-        return zero_shot.head(clip, name, self.sets.class_texts)
-
     def holdout_accuracy(self, average: Average) -> float:
         return passes.holdout_accuracy(self, average)
 
@@ -263,7 +255,7 @@ class Builder(Context):
         totals = [recipe.train.steps(len(self.sets[n].training(recipe))) for n in downstreams]
         return snapshot_steps(recipe.train.snapshots, max(totals))
 
-    def _snapshots(self, cell: Cell | None) -> dict[int, Asked]:
+    def _snapshots(self, cell: Cell | None) -> dict[int, Address]:
         """The snapshots, by step, before the last step of the recipe's cell, which is the cell.
 
         A cell that does not exist yet counts as trained by steps; fitted heads have none.
@@ -280,27 +272,29 @@ class Builder(Context):
             if step < total
         }
 
-    def _missing(self, artifact: Artifact | None) -> dict[int, Asked]:
+    def _missing(self, artifact: Artifact | None) -> dict[int, Address]:
         """The snapshots of the recipe's cell that need training again: a prediction, or
         what an extra makes from the weights, is missing, and so are the weights."""
         names, missing = self.recipe.dataset.evaluated_sets, {}
-        for step, asked in self._snapshots(artifact and Cell(artifact)).items():
-            if self.find(*asked) is not None:
+        for step, address in self._snapshots(artifact and Cell(artifact)).items():
+            if self.find(*address) is not None:
                 continue
-            mix = {self.store.place(*asked).name: 1.0}
-            found = [passes.find(self, mix, name, self.recipe.split_of(name)) for name in names]
+            mix = {self.store.place(*address).name: 1.0}
+            predictions = [
+                passes.find(self, mix, name, self.recipe.split_of(name)) for name in names
+            ]
             stored = [
                 answer
                 for name in names
                 for _, answer in extras.ask(self.recipe, "is_stored", self, name, mix)
             ]
-            if None in found or not all(stored):
-                missing[step] = asked
+            if None in predictions or not all(stored):
+                missing[step] = address
         return missing
 
     def _whole(self) -> Artifact | None:
         """The recipe's cell, if all that belongs to it is there."""
-        artifact = self.find(*self._asked)
+        artifact = self.find(*self._address)
         if artifact is None or self._missing(artifact):
             return None
         parents = {name for entry in Cell(artifact).entries for name in entry.mix}
@@ -308,21 +302,21 @@ class Builder(Context):
         return artifact if whole else None
 
     @cached_property
-    def _asked(self) -> Asked:
+    def _address(self) -> Address:
         """The recipe's cell."""
         return "cells", f"{self.recipe.method.name}-{self.recipe.downstream}", self.key()
 
     @property
     def _name(self) -> str:
         """The name of the recipe's cell, finished or not."""
-        return self.store.place(*self._asked).name
+        return self.store.place(*self._address).name
 
     def _made(self, method: Any) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
         if isinstance(method, Derived):
             return functools.partial(self._write, made=method.make(self))
         assert isinstance(method, Trained), method
-        missing = self._missing(self.find(*self._asked))
+        missing = self._missing(self.find(*self._address))
 
         def write_snapshot(step: int, export: Export) -> None:
             self.store.make(*missing[step], functools.partial(self._write, made=export))
@@ -346,4 +340,4 @@ class Builder(Context):
         (folder / RECIPE).write_text(self.plan.dump(), "utf-8")
         description["classes"] = list(self.sets.classes)
         description["model"] = preprocessing.description(self.recipe.model)
-        cells.write(folder, self.recipe, made, self.base.backbone, description)
+        cells.write_cell(folder, self.recipe, made, self.base.backbone, description)

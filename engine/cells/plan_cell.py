@@ -57,7 +57,7 @@ def _with_needs(name: str, given: Sequence[Override], cell: Recipe, trials: int)
     runs = users_files_allowed() and is_users(cell.method.module)
     options = methods.checked(cell) if runs else cell.method
     # Needed cells share the cell's variant, but not its method's other options.
-    kept = [each for each in without_options(given) if each.key != VARIANT]
+    kept = [override for override in without_options(given) if override.key != VARIANT]
     given = [*kept, *overrides.of_mapping({VARIANT: cell.method.variant})]
     needs = {}
     for method in options.needs:

@@ -27,9 +27,9 @@ INSTEAD = {  # keys without effect here, and what to use instead
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for each in arguments.overrides:
-        if (option := INSTEAD.get(each.key)) is not None:
-            raise ValueError(f"{each.text}: rib bench sets this key; use {option}")
+    for override in arguments.overrides:
+        if (option := INSTEAD.get(override.key)) is not None:
+            raise ValueError(f"{override.text}: rib bench sets this key; use {option}")
     os.environ["RIB_PROGRESS"] = "off"  # a progress bar takes time
     methods = arguments.methods.split(",")
     given = [*parsed([{"model": arguments.model}]), *arguments.overrides]

@@ -123,7 +123,7 @@ def _of_earlier_work(
     for plan in plans:
         if plan not in missing:
             with contextlib.suppress(OSError, DamagedFile):
-                if words := earlier_work.of_record(record.read(plan.place).record):
+                if words := earlier_work.of_record(record.read_record(plan.place).record):
                     yield f"{plan.place.campaign.name}: {words}"
         elif plan.place.store.is_dir():
             yield from earlier_work.remarks(plan, _kind_of_device(plan) if is_here else None)
@@ -282,13 +282,20 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
     model: the campaign's, by name. A model that the campaign itself describes has no name that
     `rib encode` knows; MODEL then stands for it.
     """
-    model = [model or "", *(str(each.value) for each in overrides if each.key == "model")][-1]
+    model = [
+        model or "",
+        *(str(override.value) for override in overrides if override.key == "model"),
+    ][-1]
     is_file = model.endswith(".yaml") or model in recipe_names("models")
     is_known = is_file or (model and model_section(model) is not None)
     command = ["rib", "encode", "SET", "--images", "FOLDER"]
     command += ["--model", model if is_known else "MODEL"]
     command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
-    command += [each.text for each in overrides if each.section == "model" and each.key != "model"]
+    command += [
+        override.text
+        for override in overrides
+        if override.section == "model" and override.key != "model"
+    ]
     options = kinds.options_of(resolved.dataset)
     for key in ("pack_format", "seed", "undecodable", "background", *options):
         value = getattr(resolved.dataset, key)
@@ -306,7 +313,7 @@ def _merged(name: str, plans: Sequence[Plan], is_new: bool) -> Path:
     report = Root(plans[0].place.runs).below(folder)
     page = report.at(PAGE)
     if is_new or not page.is_file():
-        runs = [record.read(plan.place) for plan in plans]
+        runs = [record.read_record(plan.place) for plan in plans]
         page = finish.write_into(report.path, merged.merged(runs))
     print(f"all models  {page.resolve()}")
     return page

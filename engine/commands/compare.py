@@ -15,7 +15,7 @@ from loaders.files.names import one_line
 if TYPE_CHECKING:
     import pandas
 
-    from engine.campaigns.compared import Difference, Side
+    from engine.campaigns.compared import CampaignDifference, Side
     from engine.recipe.overrides import Override
 
 LONGEST = 40  # characters shown of a value
@@ -190,7 +190,7 @@ def _settings(sides: Sequence[Side]) -> Iterator[str]:
         yield _listed("versions", differing_versions(runs[0], other))
 
 
-def _listed(title: str, found: Sequence[Difference]) -> str:
+def _listed(title: str, found: Sequence[CampaignDifference]) -> str:
     if not found:
         return f"{title}: the same\n"
     lines = [

@@ -88,7 +88,7 @@ def shown(checks: Iterable[Check]) -> Iterator[tuple[Check, Diagnosis]]:
             reason = f"the check failed: {type(error).__name__}: {error}"
             diagnosis = Diagnosis(WRONG, reason, "report this line")
         state, detail, cure, needed = diagnosis
-        purpose = check.purpose + ", optional" * (not needed and state != OK)
+        purpose = check.purpose + (", optional" if not needed and state != OK else "")
         cure = f"; fix: {cure}" if cure else ""
         print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
         yield check, diagnosis

@@ -31,7 +31,7 @@ AT_ONCE = 8  # files in parallel; per host at most `loaders.fetch.download.CONNE
 
 
 def run(arguments: argparse.Namespace) -> int | None:
-    known = sources.read(arguments.sources or sources.FILE)
+    known = sources.read_sources(arguments.sources or sources.FILE)
     every = [name for name, source in known.items() if not source.by_name_only]
     of_word = (every if name == ALL else [name] for name in arguments.sets)
     names = list(dict.fromkeys(itertools.chain.from_iterable(of_word)))
@@ -91,7 +91,9 @@ def _check(sources: Mapping[str, Source]) -> int:
             if not file.addresses:
                 print(f"{name}: {file.name}: requires a form, at {source.page}")
             elif not sizes:
-                copy = f"; a copy: hf download --repo-type dataset {source.hub}" * bool(source.hub)
+                copy = (
+                    f"; a copy: hf download --repo-type dataset {source.hub}" if source.hub else ""
+                )
                 unreachable.append(f"{name}/{file.name}{copy}")
             total += file.bytes or max(sizes, default=0)
     print(f"{total / 1e9:.2f} GB in total, for files of known size")
@@ -237,7 +239,7 @@ def _models(names: Sequence[str]) -> list[str]:
 
     if ALL in names:
         grids = each_model(BENCHMARK, parsed([{"model": ALL}]))
-        names = [str(each.value) for grid in grids for each in grid]
+        names = [str(override.value) for grid in grids for override in grid]
     resolved = [recipe_of_sections(name, BENCHMARK, ()) for name in names]
     faults = []
     for each in resolved:

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
     """Encode all datasets in a folder, or at the places that the recipe says."""
-    known, missing, faults = sources.read(), [], []
+    known, missing, faults = sources.read_sources(), [], []
     if arguments.images and not arguments.images.is_dir():
         raise ValueError(f"--images {arguments.images} is not a folder")
 

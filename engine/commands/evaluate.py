@@ -94,13 +94,15 @@ def _campaign(
         if getattr(arguments, option):
             raise ValueError(f"--{option} requires --models: leave it out with --campaign")
     # It is about reading the user's images, unless the campaign ran with it.
-    theirs = [each for each in arguments.overrides if each.key != "dataset.undecodable"]
+    of_campaign = [
+        override for override in arguments.overrides if override.key != "dataset.undecodable"
+    ]
     try:
         run = find_campaign(arguments.campaign, arguments.overrides)
     except CampaignError:
-        if len(theirs) == len(arguments.overrides):
+        if len(of_campaign) == len(arguments.overrides):
             raise
-        run = find_campaign(arguments.campaign, theirs)
+        run = find_campaign(arguments.campaign, of_campaign)
     undecodable = make_plan(arguments.campaign, arguments.overrides).recipe.dataset.undecodable
     shown = run.place.report_root
     files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}

@@ -20,9 +20,9 @@ def show(run: Run, cell: Cell) -> None:
     sets, downstream = recipe.dataset.sets, recipe.downstream
     others = [name for name in sets if name not in recipe.trained_sets]
     headline = next(entry for entry in cell.entries if entry.headline)
-    mixes, held = [{run.base.name: 1.0}, headline.mix], Bank(run)
+    mixes, loaded = [{run.base.name: 1.0}, headline.mix], Bank(run)
     for name in recipe.dataset.evaluated_sets:
-        passes.evaluate(run, mixes, [name], recipe.split_of(name), held)
+        passes.evaluate(run, mixes, [name], recipe.split_of(name), loaded)
     if ranks.rank():
         return
     compared = accuracies.compared(run, headline.mix, intervals=True)

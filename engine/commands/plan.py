@@ -44,7 +44,9 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device
     """The estimate for one model's grid: work by part, and totals. core: of this machine."""
     model, net, columns = plan.recipe.model, estimate.network, plan.columns
     again = sum(column.is_replicate for column in columns)
-    grid = f"{len(columns) - again} columns" + f", {again} of them on a second seed" * bool(again)
+    grid = f"{len(columns) - again} columns" + (
+        f", {again} of them on a second seed" if again else ""
+    )
     cores = len(os.sched_getaffinity(0))
     shown, here = [*devices, core], _time(estimate.hours_on_cores(core, cores, plan.threads))
     rows = []

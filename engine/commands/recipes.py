@@ -51,7 +51,7 @@ def about(file: Path) -> str:
 
 
 def _rows(campaign: str) -> str:
-    grid = campaigns.read(campaign)
+    grid = campaigns.read_campaign(campaign)
     lines = [about(catalogue.path_of("campaigns", campaign)), ""]
     for name in methods_of(campaign):
         values = over(layer for _, layer in grid.rows[name])

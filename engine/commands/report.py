@@ -150,7 +150,7 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
     if (folder := campaign_folder(name)) is None:
         return [find_campaign(name, grid) for grid in each_model(name, overrides)]
     if overrides:
-        words = " ".join(each.text for each in overrides)
+        words = " ".join(override.text for override in overrides)
         raise CampaignError(
             f"{words}: a folder is reported as it ran. Leave the overrides out, or give a "
             "campaign's name"
@@ -161,7 +161,7 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
     if len(places) > 1 and len(shown) != 1:
         raise CampaignError(f"{folder} contains {len(places)} finished campaigns; {REMEDY}")
     places = shown or places
-    return [record.read(places[0]) if places else _unfinished(folder)]
+    return [record.read_record(places[0]) if places else _unfinished(folder)]
 
 
 def _unfinished(folder: Path) -> FinishedCampaign:

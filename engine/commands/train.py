@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     if words and "=" not in words[0]:
         words = [f"recipe={words[0]}", *words[1:]]
     given = [*map(of_word, words), *arguments.overrides]
-    names = [each.value for each in given if each.key == "recipe"]
+    names = [override.value for override in given if override.key == "recipe"]
     if not (given and all(names)):
         print(HEAD, recipes.everything(), TAIL, sep="\n\n")
     elif not names:
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"recipe= is given {len(names)} times: name one recipe; a command trains one cell"
         )
     else:
-        overrides = [each for each in given if each.key != "recipe"]
+        overrides = [override for override in given if override.key != "recipe"]
         _train(names[0], overrides, show=arguments.print)
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from engine.campaigns import verify
-from engine.campaigns.verify import Check
+from engine.campaigns.verify import AccuracyCheck
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.data.kinds import kind_of
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     return int(any(check.differs for check in checks))
 
 
-def text(model: str, checks: Sequence[Check]) -> str:
+def text(model: str, checks: Sequence[AccuracyCheck]) -> str:
     """The checks as a table, followed by the datasets that are incomplete."""
     rows, lacks = [], []
     has_timm = any(check.timm is not None for check in checks)
@@ -73,7 +73,7 @@ def _beside(measured: float | None, published: float | None) -> list[str]:
     return [f"{published:.1f}", f"{measured - published:+.1f}"]
 
 
-def _remark(check: Check) -> str:
+def _remark(check: AccuracyCheck) -> str:
     """Which published accuracy a measured one agrees with, if any."""
     if check.differs:
         return f"DIFFERS by more than {check.allowed:.1f}"

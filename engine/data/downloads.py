@@ -67,7 +67,9 @@ class _Record:
 def accepted(folder: Path) -> dict[str, str]:
     """The terms that the user accepted for a folder, by dataset. Raises DamagedFile."""
     try:
-        record = typed_json.read(folder / RECORD, _Record, "remove it, and accept the terms again")
+        record = typed_json.read_json(
+            folder / RECORD, _Record, "remove it, and accept the terms again"
+        )
     except FileNotFoundError:
         return {}
     return record.accepted

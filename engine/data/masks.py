@@ -32,7 +32,7 @@ def read_outputs(file: Path, head: Sequence[str]) -> dict[str, list[str]]:
             close = closest(row[-1], head) if row else ""
             raise ValueError(
                 f"{file}, line {line}: write a class and an output of the model's head"
-                + f"; did you mean {close!r}?" * bool(close)
+                + (f"; did you mean {close!r}?" if close else "")
             )
         outputs.setdefault(row[0], []).append(row[1])
     return outputs

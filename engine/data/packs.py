@@ -40,7 +40,7 @@ def pack_of(recipe: Recipe, name: str, cache: Path, *, head: Sequence[str] = ())
     """
     kind = kind_of(recipe.dataset, name)
     kind.head = head
-    if pack := _found(recipe, kind):
+    if pack := _open_pack(recipe, kind):
         if "adopted" not in pack.manifest["extra"]:
             now = kind.fingerprint()
             if now is not None and now != pack.manifest["source_fingerprint"]:
@@ -70,7 +70,7 @@ def to_train_on(recipe: Recipe) -> Recipe:
 
 def is_encoded(recipe: Recipe, name: str) -> bool:
     """Whether there is a pack of a dataset; a smoke run can also use the whole dataset's pack."""
-    folders = (pack_folder(each, name) for each in (recipe, _of_whole_sets(recipe)))
+    folders = (pack_folder(variant, name) for variant in (recipe, _of_whole_sets(recipe)))
     return any(_has_pack(recipe, folder) for folder in folders)
 
 
@@ -82,24 +82,24 @@ def _of_whole_sets(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, limit=0))
 
 
-def _found(recipe: Recipe, kind: Kind) -> Pack | None:
+def _open_pack(recipe: Recipe, kind: Kind) -> Pack | None:
     """The pack of a dataset, or None. A smoke run's is copied from the whole dataset's."""
-    own = identity(recipe, kind)
-    folder = _folder(recipe, own)
+    wanted = identity(recipe, kind)
+    folder = _folder(recipe, wanted)
     if _has_pack(recipe, folder):
         pack = Pack.open(folder)
-        _check_identity(pack, own)
+        _check_identity(pack, wanted)
         return pack
     if not (limit := recipe.dataset.limit):
         return None
     of_whole = _of_whole_sets(recipe)
-    if not (whole := _found(of_whole, kind_of(of_whole.dataset, kind.name))):
+    if not (whole := _open_pack(of_whole, kind_of(of_whole.dataset, kind.name))):
         return None
-    from loaders.adopt import part  # late: most jobs only find packs
+    from loaders.copies import part  # late: most jobs only find packs
 
     classes = [whole.classes[label] for label in whole.labels.tolist()]
     positions = chosen(classes, whole.keys.tolist(), limit)
-    return part(whole, positions, folder, extra=whole.manifest["extra"] | {"identity": own})
+    return part(whole, positions, folder, extra=whole.manifest["extra"] | {"identity": wanted})
 
 
 def make_pack(

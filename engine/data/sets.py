@@ -25,7 +25,7 @@ from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import nearest
 from engine.machine import ranks
 from engine.measures.rows import UNION, trained_sets
-from engine.models.zero_shot import ClassTexts, imagenets_texts
+from engine.models.clip import ClassTexts, imagenets_texts
 from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
 from engine.recipe.words import read_words
@@ -78,7 +78,7 @@ class LabelledSet:
     def columns(self) -> Mapping[str, np.ndarray]:
         """Further columns of the images by name, each str [N], such as their location. A column
         that only splits the images is none."""
-        return {name: of for name, of in self.pack.columns.items() if name != self.split_column}
+        return {k: column for k, column in self.pack.columns.items() if k != self.split_column}
 
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all if nothing is held out."""
@@ -286,7 +286,7 @@ class Sets:
 
     def _opened(self, name: str, pack: Pack) -> Source:
         names = [name] if name in self.packs else trained_sets(name)
-        of_sets = (kind_of(self.recipe.dataset, each) for each in names)
+        of_sets = (kind_of(self.recipe.dataset, part) for part in names)
         is_streamed = any(kind.is_streamed() for kind in of_sets)
         return open_source(
             pack,
@@ -399,7 +399,7 @@ def _outputs(labelled: LabelledSet) -> tuple[str, list[list[int]]]:
 def _joined(parts: Sequence[LabelledSet], positions: Sequence[np.ndarray]) -> np.ndarray:
     """Positions in a union, from positions in each of its parts."""
     starts = np.cumsum([0, *(len(part.pack) for part in parts)])
-    return np.concatenate([of + start for of, start in zip(positions, starts, strict=False)])
+    return np.concatenate([part + start for part, start in zip(positions, starts, strict=False)])
 
 
 def _split_column(dataset: DatasetRecipe) -> str:
@@ -413,4 +413,4 @@ def _parts(pack: Pack, names: Sequence[str]) -> np.ndarray | None:
     if not names:
         return None
     columns = [splits.column(pack, name) for name in names]
-    return np.array(["/".join(of) for of in zip(*columns, strict=True)])
+    return np.array(["/".join(values) for values in zip(*columns, strict=True)])

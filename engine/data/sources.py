@@ -58,9 +58,11 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by_name_only: bool = False
 
 
-def read(path: Path = FILE) -> dict[str, Source]:
+def read_sources(path: Path = FILE) -> dict[str, Source]:
     """The sources by dataset. Raises RecipeError, naming the file and the problem."""
-    return {name: _source(path, name, values) for name, values in catalogue.read(path).items()}
+    return {
+        name: _source(path, name, values) for name, values in catalogue.read_recipe(path).items()
+    }
 
 
 def locate(folder: Path, name: str, source: Source | None) -> Path | None:

@@ -78,7 +78,7 @@ def held_out(sources: np.ndarray, share: float, seed: int) -> np.ndarray:
     names, place = np.unique(sources, return_inverse=True)
     words = [f"{seed} {name}".encode() for name in names.tolist()]
     hashes = [hashlib.blake2b(word, digest_size=8, person=b"holdout").digest() for word in words]
-    below = [int.from_bytes(of, "big") < share * 2**64 for of in hashes]
+    below = [int.from_bytes(digest, "big") < share * 2**64 for digest in hashes]
     return np.array(below, bool)[place]
 
 

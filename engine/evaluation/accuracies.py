@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """An average of cells, and its row in tables (without a dataset), shared by all seeds."""
 
     row: ModelOnSet
@@ -40,7 +40,7 @@ class Model:
     headline: bool = True
 
     @classmethod
-    def named(cls, name: str, mix: Average, alpha: float | None = None) -> Model:
+    def named(cls, name: str, mix: Average, alpha: float | None = None) -> EvaluatedModel:
         """A model outside campaigns."""
         return cls(ModelOnSet(name, "", "", alpha, PLAIN, "", ""), mix)
 
@@ -70,7 +70,7 @@ class OnSet(ModelOnSet):
 def evaluate(
     resolved: Recipe,
     store: Store,
-    models: Sequence[Model],
+    models: Sequence[EvaluatedModel],
     packs: Mapping[str, Pack],
     device: torch.device,
     *,
@@ -99,16 +99,16 @@ def evaluate(
                 len(pack.classes),
             )
     run = Run(resolved, device, sets, store, base, shares_features=shares_features)
-    rows, held = [], Bank(run)
+    rows, loaded = [], Bank(run)
     for name in packs:
-        passes.evaluate(run, [model.mix for model in models], [name], "all", held)
+        passes.evaluate(run, [model.mix for model in models], [name], "all", loaded)
         rows += on_set(run, models, name, "all", intervals=intervals)
         sets.release(name)
     return rows
 
 
 def on_set(
-    run: Run, models: Sequence[Model], name: str, split: str, *, intervals: bool = False
+    run: Run, models: Sequence[EvaluatedModel], name: str, split: str, *, intervals: bool = False
 ) -> list[OnSet]:
     """The models' rows on a dataset, from the store; seeds of a model share a row.
 
@@ -139,7 +139,10 @@ def on_set(
 
 def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, list[OnSet]]:
     """By dataset, the rows of the pretrained model and of a model of the run, from the store."""
-    models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
+    models = [
+        EvaluatedModel.named("before", {run.base.name: 1.0}),
+        EvaluatedModel.named("after", mix),
+    ]
     return {
         name: on_set(run, models, name, run.recipe.split_of(name), intervals=intervals)
         for name in run.recipe.dataset.evaluated_sets

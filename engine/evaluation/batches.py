@@ -21,7 +21,7 @@ Reader = Callable[[Iterable[np.ndarray]], Iterator[Batch]]  # positions of each 
 Reduce = Callable[[np.ndarray, Sequence[torch.Tensor]], torch.Tensor]  # index, outputs -> rows
 
 
-def read(
+def read_batches(
     run: Run, reader: Reader, pieces: Sequence[np.ndarray], label: str
 ) -> Generator[Iterator[Batch], None, None]:
     """This rank's batches of each piece (int64 [n]); the reader runs ahead through all pieces.
@@ -58,7 +58,7 @@ def reduced(
         for batch in batches:
             x = inputs(batch.images)
             embedded = functools.cache(lambda embed, x=x: bank.forward(embed, x))
-            output = functools.cache(lambda model, of=embedded: model.head(of(model.embed)))
+            output = functools.cache(lambda model, embed=embedded: model.head(embed(model.embed)))
             for (members, reduce), parts in zip(models, rows, strict=True):
                 parts.append(reduce(batch.index, [output(model) for model in members]))
     return [_gathered(parts, run.device) for parts in rows]

@@ -12,7 +12,7 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet
-from engine.evaluation.batches import alone, read, reduced
+from engine.evaluation.batches import alone, read_batches, reduced
 from engine.machine import ranks
 from engine.machine.files import room_for
 from engine.models.execution import Form, Function, Model
@@ -117,7 +117,7 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str)
     model = Model(_backbone(run, cell, form), lambda x_BD: x_BD)
     cuts = slices(everything, run.recipe.evaluate.batch_size)
     reader = run.sets.source(labelled.name).batches
-    pieces = read(run, reader, cuts, f"features of {labelled.name}")
+    pieces = read_batches(run, reader, cuts, f"features of {labelled.name}")
     path = run.store.root / file
     for number, batches in enumerate(pieces):
         (x_ND,) = reduced(run, normalize, [([model], alone)], batches, form.precision)

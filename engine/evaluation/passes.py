@@ -22,11 +22,10 @@ from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation import bank, features, ridge
 from engine.evaluation.bank import Bank, stored_cell
-from engine.evaluation.batches import Reader, read, reduced
+from engine.evaluation.batches import Reader, read_batches, reduced
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
-from engine.measures.predictions import plain_of
-from engine.measures.temperature_scaling import TEMPERATURES
+from engine.measures.predictions import TEMPERATURES, plain_of
 from engine.models.execution import Form, Function, Model
 from engine.recipe.schema import RIDGE
 from engine.run import Run
@@ -42,23 +41,23 @@ def evaluate(
     averages: Sequence[Average],
     names: Iterable[str],
     split: str,
-    held: Bank | None = None,
+    loaded: Bank | None = None,
 ) -> None:
     """Make the missing predictions of every average of cells on every named dataset.
 
-    held: the run's models, for several calls; by default they are loaded for this one.
+    loaded: the run's models, for several calls; by default they are loaded for this one.
     """
-    held = held or Bank(run)
+    loaded = loaded or Bank(run)
     for name in names:
         labelled = run.sets[name]
         missing: list[Average] = []
-        for average in (canonical_mix(each) for each in averages):
-            found = run.find("predictions", *key_of(run, average, labelled, split))
-            if found is None and average not in missing:
+        for average in (canonical_mix(average) for average in averages):
+            artifact = run.find("predictions", *key_of(run, average, labelled, split))
+            if artifact is None and average not in missing:
                 missing.append(average)
         if missing:
             with run.threads():
-                _pass(run, missing, labelled, split, held)
+                _pass(run, missing, labelled, split, loaded)
 
 
 def find(run: Run, average: Average, name: str, split: str) -> Artifact | None:
@@ -121,7 +120,7 @@ def key_of(
 
 
 def _pass(
-    run: Run, averages: Sequence[Average], labelled: LabelledSet, split: str, held: Bank
+    run: Run, averages: Sequence[Average], labelled: LabelledSet, split: str, loaded: Bank
 ) -> None:
     cuts = slices(labelled.split(split), run.recipe.evaluate.batch_size)
     pending = [
@@ -130,9 +129,11 @@ def _pass(
     for evaluation in pending:
         if not evaluation.todo:  # only its slices remain to be joined
             evaluation.finish()
-    heads = {each: _head(run, each.average) for each in pending if each.todo}
-    probes = {each: [head] for each, head in heads.items() if head}
-    full = {id(each.average): each for each, head in heads.items() if not head}
+    heads = {
+        evaluation: _head(run, evaluation.average) for evaluation in pending if evaluation.todo
+    }
+    probes = {evaluation: [head] for evaluation, head in heads.items() if head}
+    full = {id(evaluation.average): evaluation for evaluation, head in heads.items() if not head}
     if probes:
         rows_ND = features.stored(run, run.base, labelled)
         reader = functools.partial(_of_features, rows_ND, run.device)
@@ -145,7 +146,7 @@ def _pass(
             of_group = [full[id(average)] for average in group]
             _evaluate(run, of_group, nets, labelled, source.batches, normalize)
 
-        held.in_groups([evaluation.average for evaluation in full.values()], evaluate_group)
+        loaded.in_groups([evaluation.average for evaluation in full.values()], evaluate_group)
 
 
 def _head(run: Run, average: Average) -> Model | None:
@@ -187,15 +188,15 @@ def _evaluate(
             labelled,
             run.device,
             calibration=run.recipe.evaluate.calibration,
-            weights=each.average.weights if isinstance(each.average, Ensemble) else "equal",
+            weights=average.weights if isinstance(average, Ensemble) else "equal",
         )
-        for each in pending
+        for average in (evaluation.average for evaluation in pending)
     ]
     kind = Form.of(run.recipe.evaluate, run.device).precision
     numbers = sorted(set[int]().union(*(evaluation.todo for evaluation in pending)))
     cuts = pending[0].cuts
     label = f"{len(pending)} model{'s' * (len(pending) > 1)} on {labelled.name}"
-    pieces = read(run, reader, [cuts[number] for number in numbers], label)
+    pieces = read_batches(run, reader, [cuts[number] for number in numbers], label)
 
     def put(
         number: int, evaluations: Sequence[PartialPredictions], rows: Sequence[torch.Tensor]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from engine.data import masks
 from engine.data.sets import LabelledSet
 from engine.measures import predictions
-from engine.measures.temperature_scaling import TEMPERATURES
+from engine.measures.predictions import TEMPERATURES
 from engine.models.execution import Model
 from loaders.batches import on_device
 
@@ -92,8 +92,8 @@ def gated(first: Model, second: Model, reference: Mapping[str, torch.Tensor]) ->
         return (middle - distance_B1) / width
 
     scaled = [
-        Model(each.embed, lambda x_BD, head=each.head, t=t: head(x_BD) / t)
-        for each, t in zip((first, second), reference["temperatures"], strict=True)
+        Model(model.embed, lambda x_BD, head=model.head, t=t: head(x_BD) / t)
+        for model, t in zip((first, second), reference["temperatures"], strict=True)
     ]
     return [*scaled, Model(second.embed, weight)]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from engine.data.sets import LabelledSet
 from engine.evaluation import bank
-from engine.evaluation.batches import Reader, alone, read, reduced
+from engine.evaluation.batches import Reader, alone, read_batches, reduced
 from engine.models.execution import Form, Function, Model
 from engine.recipe.schema import RIDGE
 from engine.run import Run
@@ -36,7 +36,7 @@ def with_fitted_heads(
     embeds = [([Model(model.embed, lambda x_BD: x_BD)], alone) for model in models]
     kind = Form.of(run.recipe.evaluate, run.device).precision
     classes, grams = len(labelled.pack.classes), [torch.zeros(()) for _ in models]
-    pieces = read(run, reader, cuts, f"heads of {labelled.name}")
+    pieces = read_batches(run, reader, cuts, f"heads of {labelled.name}")
     for cut, batches in zip(cuts, pieces, strict=True):
         y_BC = F.one_hot(labelled.labels[torch.from_numpy(cut)], classes)
         for k, x_BD in enumerate(reduced(run, inputs, embeds, batches, kind)):

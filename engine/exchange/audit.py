@@ -88,7 +88,7 @@ def audit(folder: Path, runs: Path) -> Audit:
         if not problems:
             problems += _of_texts(root)
         if not problems:
-            run = record.read(PublishedFolder(root.path))
+            run = record.read_record(PublishedFolder(root.path))
             problems += _of_claims(run.record, run.plan)
         if not problems:
             problems += _of_predictions(run)
@@ -149,7 +149,7 @@ def _checked_names(root: Root) -> Iterator[str]:
 def _of_texts(root: Root) -> Iterator[str]:
     """Texts of the plan and the record that are too long for a page."""
     for name in (PLAN, RECORD):
-        values = typed_json.read(root.path / name, dict[str, Any], "get another copy", root)
+        values = typed_json.read_json(root.path / name, dict[str, Any], "get another copy", root)
         texts = {key: value for key, value in values.items() if key not in PICTURES}
         if len(longest := _longest(texts, name)) > LONGEST:
             yield f"{name}: a text of {len(longest):,} characters: {longest:.40}"
@@ -186,7 +186,9 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
         if (found := getattr(claimed, name)) != value:
             yield f"{RECORD}: {name} is {found}, but {PLAN} says {value}"
     if dataset.name in catalogue.names("datasets"):
-        installed = catalogue.read(catalogue.path_of("datasets", dataset.name)).get("version", 1)
+        installed = catalogue.read_recipe(catalogue.path_of("datasets", dataset.name)).get(
+            "version", 1
+        )
         if installed != dataset.version:
             yield f"{PLAN}: {dataset.name} has version {dataset.version}; installed is {installed}"
     for row in claimed.evaluations:
@@ -213,8 +215,7 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
     bases = [""] if dataset.upstream else plan.downstreams
     needed: set[tuple[str, str, str, int, Role]] = {(PRE, "", name, 0, TEST) for name in bases}
     for column in plan.columns:
-        for number, cell in enumerate(plan.cells(column)):
-            row = plan.methods[number % len(plan.rows)]
+        for row, cell in plan.named_cells(column):
             if (row, column.setting) not in left_out:
                 role = REPLICATE if column.is_replicate else TEST
                 setting = str(column.setting)
@@ -282,7 +283,7 @@ def _of_sizes(path: Path) -> str:
 
 def _of_table(path: Path, row: Evaluation, given: Record, classes: float) -> str:
     """What contradicts itself in an evaluation's predictions, or empty."""
-    table = predictions.read(path)
+    table = predictions.read_predictions(path)
     keys = pq.read_table(path, columns=KEYS.names, use_threads=False)
     for name, value in keys_of(row).items():
         if (found := keys[name].unique().to_pylist()) != [value]:
@@ -322,7 +323,7 @@ def _of_images(run: FinishedCampaign, runs: Path, how: dict[str, str]) -> Iterat
         count = min(kind_of(dataset, name).expected_images() or 0, MOST_IMAGES)
         how[name] = "as in packs" if pack else "counted" if count else "not checked"
         for row, path in (first, *seen):
-            file, table, is_seen = row.path, predictions.read(path), row.role == SEEN
+            file, table, is_seen = row.path, predictions.read_predictions(path), row.role == SEEN
             index, whole = table["index"].to_numpy(), np.arange(len(pack) if pack else count)
             if pack is not None:
                 _, train, held_out = splits.of_pack(pack, kinds.of_set(dataset, name))
@@ -397,7 +398,7 @@ def _differences(name: str, claimed: bytes, computed: bytes) -> Iterator[str]:
     if claimed == computed:
         return
     pair = (
-        msgspec.to_builtins(results_file.read(of))
+        msgspec.to_builtins(results_file.read_results(of))
         if name == RESULTS
         else [*csv.reader(of.decode().splitlines())]
         for of in (claimed, computed)

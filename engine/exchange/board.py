@@ -33,7 +33,7 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
         if (results := audit.results) is not None:
             images = " and ".join(dict.fromkeys(audit.images.values()))
             record, left_out = results.record, len(results.record.diverged)
-            passes = "passes" + f", {counted('training', left_out)} diverged" * bool(left_out)
+            passes = "passes" + (f", {counted('training', left_out)} diverged" if left_out else "")
             rows = results.shown.assign(
                 folder=name, audit=passes, images=images, seeds=len(results.grid.seeds)
             )
@@ -52,15 +52,15 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
         sections.append(Section(table.name, heading, text, tables=[table], is_open=True))
     failed = {name: of.problems for name, of in zip(names, audits, strict=True) if of.problems}
     lines = [f"{name}: {each}" for name, problems in failed.items() for each in problems]
-    sections += [
-        Section(
+    if failed:
+        refused = Section(
             "refused",
             f"{counted('folder', len(failed))} refused by the audit",
             "Their numbers are not shown.",
             code="\n".join(lines),
             is_open=True,
         )
-    ] * bool(failed)
+        sections.append(refused)
     write_csv(folder / BOARD, pandas.concat(numbers) if numbers else pandas.DataFrame())
     title = "Robustness after fine-tuning"
     return page.write(

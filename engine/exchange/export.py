@@ -41,7 +41,8 @@ from engine.model_files.descriptions import (
     read_description,
 )
 from engine.model_files.weights import VISUAL
-from engine.models import clip, zero_shot
+from engine.models import clip
+from engine.models.sources import open_clip
 from engine.recipe import preprocessing, yaml_text
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells, tensors
@@ -120,7 +121,9 @@ def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     model = preprocessing.described_model(described.model)
     if open_clip_name(model.arch):
         file = folder / RECIPE
-        trained = typed_json.convert(yaml_text.read(file), Recipe, file, "train the cell again")
+        trained = typed_json.convert(
+            yaml_text.read_yaml(file), Recipe, file, "train the cell again"
+        )
         model = replace(model, weights=trained.model.weights)
     return _one_model(title, average, parents, model, described.classes or ())
 
@@ -264,7 +267,7 @@ def _of_open_clip(row: DescribedModel, net: nn.Module) -> Files:
             "name a checkpoint saved by open_clip, for example with --base"
         )
     model = replace(row.model, weights=replace(weights, clip=name))
-    both = zero_shot.open_model(model, cache_folder()).state_dict()
+    both = open_clip.open_model(model, cache_folder()).state_dict()
     tower = {k: v for k, v in net.state_dict().items() if k.startswith(VISUAL)}
     images = preprocessing.data_config(row.model)
     resize = {timms: ours for ours, timms in CROP_MODES.items()}[images["crop_mode"]]

@@ -43,7 +43,7 @@ def overrides_of(campaign: str, table: Path, given: Sequence[Override]) -> list[
             )
     if seeds != list(range(seeds[0], seeds[-1] + 1)):
         raise RecipeError(f"{table}: number the seeds without gaps, not {seeds}")
-    of_campaign = campaigns.read(campaign)
+    of_campaign = campaigns.read_campaign(campaign)
     titles = {name: of_campaign.title(name) for name in of_campaign.table}
     settings = {"table": str(table.absolute())}
     rows: list[Any] = [
@@ -74,7 +74,7 @@ def _pretrained(lines: Iterable[Line]) -> dict[str, Any]:
 def _merges(campaign: str, methods: Sequence[str], given: Sequence[Override]) -> list[str]:
     """The campaign's rows that merge models of these methods."""
     merges = []
-    for name in campaigns.read(campaign).table:
+    for name in campaigns.read_campaign(campaign).table:
         if name not in methods:
             options = load_recipe(campaign, given, method=name).method
             is_alone = vars(options).get("seeds", 1) == 1  # of each member

@@ -113,7 +113,7 @@ def results_of(campaign: FinishedCampaign) -> CampaignResults | None:
     root = campaign.place.report_root
     if not seal.is_shown(campaign.place) or not root.has(RESULTS):
         return None
-    return results_file.read(root.read(RESULTS))
+    return results_file.read_results(root.read(RESULTS))
 
 
 def _metadata(model: ModelRecipe, **values: Any) -> ModelCardData:
@@ -255,6 +255,8 @@ def _terms(campaign: FinishedCampaign, recipe: Recipe) -> Iterator[Sequence[str]
 
 def _published(recipe: Recipe) -> dict[str, Source]:
     """The sources of datasets that others published."""
-    known = {name: each for name, each in sources.read().items() if name in recipe.dataset.known}
+    known = {
+        name: each for name, each in sources.read_sources().items() if name in recipe.dataset.known
+    }
     published = (name for name in known if kind_of(recipe.dataset, name).published_images())
     return {name: known[name] for name in published}

@@ -14,7 +14,7 @@ import torch
 
 from engine.campaigns.record import FinishedCampaign
 from engine.evaluation import accuracies, bank
-from engine.evaluation.accuracies import Model, OnSet
+from engine.evaluation.accuracies import EvaluatedModel, OnSet
 from engine.exchange import export, user_models
 from engine.measures import predictions
 from engine.measures.rows import PRE, TEST, of_role
@@ -64,12 +64,14 @@ def evaluate(
     )
 
 
-def _models(campaign: FinishedCampaign) -> list[Model]:
+def _models(campaign: FinishedCampaign) -> list[EvaluatedModel]:
     """The model of each row, in the order of tables."""
     finished = [row for row in of_role(campaign.evaluations, TEST) if row.arm.step is None]
     rows = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
     methods = [PRE, *campaign.record.methods]
     return [
-        Model(replace(row.cell, evaluated_on=""), predictions.mix_of(row.path), row.headline)
+        EvaluatedModel(
+            replace(row.cell, evaluated_on=""), predictions.mix_of(row.path), row.headline
+        )
         for row in sorted(rows, key=lambda row: methods.index(row.method))
     ]

@@ -3,7 +3,7 @@
     README.md                      the data set's card, whose metadata the Hub reads
     plan.json  evaluations.json    the campaign's plan and record
     versions.json                  versions of packages, and the processor
-    predictions/SET/MODEL.parquet  a row per image: `KEYS`, then the columns of `predictions.read`
+    predictions/SET/MODEL.parquet  a row per image: `KEYS`, then columns as of `read_predictions`
     seen/  replicates/  probe_sets/     predictions of the other roles (`Evaluation`)
     report/                        results.json and CSV files
     weights/CELL/                  if asked for
@@ -86,7 +86,7 @@ def _write(run: FinishedCampaign, place: PublishedFolder, weights: bool) -> None
     plan = typed_json.read_unaltered(run.place.plan, "run the campaign again", run.place.root)
     root.write(place.plan, typed_json.with_digest(public(plan)))
     root.write(VERSIONS, msgspec.json.format(msgspec.json.encode(versions_of(run))))
-    published = record.write(place, _record(run, root))
+    published = record.write_record(place, _record(run, root))
     number_files.write_numbers(place.report, of_campaign(without_distances(published)))
     for name in run.record.artifacts if weights else ():
         cell = run.place.store_root.below(name)
@@ -116,7 +116,7 @@ def _record(run: FinishedCampaign, root: Root) -> Record:
             for row in private.rows
         ],
         attempts=[
-            dataclasses.replace(attempt, error="failed" * bool(attempt.error), queued_as="")
+            dataclasses.replace(attempt, error=("failed" if attempt.error else ""), queued_as="")
             for attempt in private.attempts
         ],
         artifacts=[],
@@ -127,7 +127,7 @@ def _record(run: FinishedCampaign, root: Root) -> Record:
 
 def _predictions(root: Root, row: Evaluation) -> str:
     """Write an evaluation's predictions; returns their name."""
-    stored = predictions.read(row.path)
+    stored = predictions.read_predictions(row.path)
     values = keys_of(row)
     columns = [
         *(pa.repeat(pa.scalar(values[field.name], field.type), len(stored)) for field in KEYS),

@@ -112,8 +112,8 @@ def merged(
     file and tensor), and as `user_models.described`.
     """
     everything = [*places, *([] if base is None else [base])]
-    of_method = [each for each in given if each.key.startswith("method.")]
-    rest = [each for each in given if each not in of_method]
+    of_method = [override for override in given if override.key.startswith("method.")]
+    rest = [override for override in given if override not in of_method]
     resolved, files, classes = user_models.described(everything, arch, rest, classes)
     user_models.refuse_prompts(files, "leave it out")
     device = ranks.start(resolved.device)
@@ -151,7 +151,7 @@ def _options(
 ) -> MethodRecipe:
     """The method's options; the files are its members, if it has any."""
     for key in (MEMBERS, SEEDS):
-        if any(each.key == f"method.{key}" for each in given):
+        if any(override.key == f"method.{key}" for override in given):
             raise ValueError(f"method.{key}: the checkpoints are the members; leave the key out")
     of_arch = overrides.of_mapping({"model.arch": arch, "dataset.sets": []})
     cell = recipe_of_sections("file", "folder", [*of_arch, *given], method=method)

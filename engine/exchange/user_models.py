@@ -21,7 +21,7 @@ from engine.data.packs import pack_of
 from engine.data.sets import class_texts
 from engine.errors import RecipeError
 from engine.evaluation import accuracies
-from engine.evaluation.accuracies import Model, OnSet
+from engine.evaluation.accuracies import EvaluatedModel, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.model_files.architectures import open_clip_name, side_of
@@ -67,10 +67,10 @@ def resolve(arch: str, given: Sequence[Override]) -> Recipe:
     whole = overrides.of_mapping({"dataset.holdout": 0})
     before = overrides.of_mapping(defaults)
     resolved = recipe_of_sections("file", "folder", [*before, *given, *whole])
-    for each in given:
-        if each.key not in KEYS and not each.key.startswith("model."):
+    for override in given:
+        if override.key not in KEYS and not override.key.startswith("model."):
             raise RecipeError(
-                f"{each.text!r} has no effect on the evaluation of checkpoints: use model.KEY, "
+                f"{override.text!r} has no effect on the evaluation of checkpoints: use model.KEY, "
                 f"{', '.join(KEYS)}"
             )
     return resolved
@@ -179,11 +179,11 @@ def evaluate(
     packs = {name: pack_at(resolved, place) for name, place in sets.items()}
     cells, head = cells_of(resolved, store, files, classes, packs.values())
     names = {file: cell.name for file, cell in cells.items()}
-    compared = [Model.named(str(file), {name: 1.0}) for file, name in names.items()]
+    compared = [EvaluatedModel.named(str(file), {name: 1.0}) for file, name in names.items()]
     if alphas is not None:
         refuse_prompts(files, "leave out --alphas")
         (first, second), both = names.values(), " + ".join(map(str, names))
-        compared = [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]
+        compared = [EvaluatedModel.named(both, {first: 1 - a, second: a}, a) for a in alphas]
     return accuracies.evaluate(
         resolved,
         store,

@@ -80,8 +80,8 @@ def _of_set(
         for start in range(0, len(of_bank), TOGETHER):
             sums = []
             for row in of_bank[start : start + TOGETHER]:
-                scaled = temperatures.get((row.arm, row.downstream, row.seed))
-                after = bank.add(row.path, row.model, scaled)
+                temperature = temperatures.get((row.arm, row.downstream, row.seed))
+                after = bank.add(row.path, row.model, temperature and temperature.confidence)
                 before = pre.get((row.model, row.downstream))
                 # Without an upstream dataset, models may all be trained on a dataset.
                 has_others = of_set.first is not None

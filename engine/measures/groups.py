@@ -168,7 +168,7 @@ def accuracy_by_half(evaluations: Sequence[Evaluation], arms: Sequence[Arm]) -> 
     places, rows = {arm: k for k, arm in enumerate(arms)}, []
     for row in evaluations:
         if row.on_downstream and row.headline:
-            table = predictions.read(row.path)
+            table = predictions.read_predictions(row.path)
             half = np.unique(table["source"].to_numpy(), return_inverse=True)[1] % 2
             weight = predictions.weights(table)
             hit = table["top1"].to_numpy() == table["label"].to_numpy()

@@ -44,6 +44,7 @@ from engine.measures.rows import (
 )
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
+from engine.measures.temperature_scaling import temperature_of
 
 KEY = [*Arm._fields, "downstream", "evaluated_on"]
 CELL = ["arm", *KEY[-2:]]
@@ -333,7 +334,7 @@ def gather(
     for row in evaluations:
         if row.on_downstream or (not row.downstream and row.evaluated_on == upstream):
             held_out.setdefault((row.arm, row.downstream, row.seed), []).append(row.path)
-    temperatures = {key: predictions.temperature_of(paths) for key, paths in held_out.items()}
+    temperatures = {key: temperature_of(paths) for key, paths in held_out.items()}
     photos = {}
     for name, places in evaluated.by_set(evaluations).items():
         # A dataset that models were trained on may be evaluated on held-out images.

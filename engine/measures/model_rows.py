@@ -1,6 +1,6 @@
 """Read accuracies of models outside campaigns from CSV files, as baselines for trend lines.
 
-They are the user's (`read`), or published by timm (`published`).
+They are the user's (`read_model_rows`), or published by timm (`published`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ADVERSARIAL = {"ap", "adv"}
 OTHER_TEACHER = re.compile(r"beitv2_|.*\.goog_distilled")
 
 
-def read(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame:
+def read_model_rows(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame:
     """Accuracy in percent, one row per model and one column per dataset; NaN if missing.
 
     The file is a CSV with the columns `COLUMNS`, one line per model and dataset, and top-1 accuracy

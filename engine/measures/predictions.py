@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,10 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.measures.temperature_scaling import Temperature, fitted
 from loaders.pack import photos
-
-log = logging.getLogger(__name__)
 
 IMAGE = ("index", "source", "label", "group")
 PROBABILITIES = ("p_top1", "p_true", "margin")
@@ -31,6 +27,7 @@ SCHEMA = pa.schema(
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
 GROUP = pa.field("group", pa.string())  # if parts of the dataset have equal weight
+TEMPERATURES = 2.0 ** (np.arange(-8, 17) / 4)  # 1/4 to 16
 # With `evaluate.calibration`: the confidence max_c softmax(z / T)_c at each of `TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
@@ -79,7 +76,7 @@ def plain_of(average: Average) -> dict[str, Any]:
     return dataclasses.asdict(average) if isinstance(average, Ensemble) else dict(average)
 
 
-def read(path: Path) -> pa.Table:
+def read_predictions(path: Path) -> pa.Table:
     """Predictions of one evaluation, in the order of their index.
 
     `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and, where
@@ -137,7 +134,7 @@ def _of_part(path: Path) -> pa.Table:
     table = file.read(schema.names, use_threads=False)
     for name in texts:
         lengths = (pc.call_function("binary_length", [c.dictionary]) for c in table[name].chunks)
-        longest = max((pc.call_function("max", [each]).as_py() or 0 for each in lengths), default=0)
+        longest = max((pc.call_function("max", [part]).as_py() or 0 for part in lengths), default=0)
         if longest * len(table) > MOST_BYTES:
             raise pa.ArrowInvalid(f"a {name} has {longest:,} bytes in {len(table):,} rows")
     return table.cast(schema.with_metadata(table.schema.metadata))
@@ -160,7 +157,7 @@ def columns_of(path: Path) -> list[str]:
 
 def photos_of(path: Path) -> frozenset[str]:
     """The photos (`loaders.pack.photos`) of an evaluation."""
-    table = read(path)
+    table = read_predictions(path)
     return photos(table["source"].to_numpy(), table["label"].to_numpy())
 
 
@@ -186,25 +183,7 @@ class ImagePredictions(NamedTuple):
         return self.top1 == self.label
 
 
-def temperature_of(paths: Sequence[Path]) -> Temperature | None:
-    """The temperature that minimizes the NLL of a model's predictions on one or several datasets of
-    equal weight. None if they contain no confidences at other temperatures."""
-    tables = [read(path) for path in paths]
-    confidences = [of for of in map(_scaled, tables) if of is not None]
-    if not confidences:
-        return None
-    of_sets = [weights(table) for table in tables]
-    if len(of_sets) > 1:
-        of_sets = [of_set / of_set.sum() for of_set in of_sets]
-    margin_N = np.concatenate([table["margin"].to_numpy() for table in tables])
-    confidences_NT = np.concatenate(confidences).astype(np.float64)
-    best = fitted(confidences_NT, margin_N, np.concatenate(of_sets))
-    if best.is_at_end:
-        log.warning("%s: the temperature is at the end of its range, %g", paths[0], best.value)
-    return best
-
-
-def _scaled(table: pa.Table) -> np.ndarray | None:
+def scaled_confidences(table: pa.Table) -> np.ndarray | None:
     """Confidences [N, T] at `TEMPERATURES`, if a table has them."""
     if SCALED.name not in table.column_names:
         return None
@@ -228,16 +207,19 @@ class SetPredictions:
         self._packs: dict[str, tuple[bytes | None, Path]] = {}
 
     def add(
-        self, path: Path, model: str = "", temperature: Temperature | None = None
+        self,
+        path: Path,
+        model: str = "",
+        scale: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> ImagePredictions:
         """Read the predictions of an evaluation.
 
-        `model`: the pretrained model; each may have a pack with other pixels. `temperature`: for
-        scaling its confidences, if it stores them.
+        `model`: the pretrained model; each may have a pack with other pixels. `scale`: from
+        `scaled_confidences` to the confidences [N] after temperature scaling.
         Raises ValueError, naming both files, if the images differ from those already added, or if
         the pack differs from that of the model's other files.
         """
-        table = read(path)
+        table = read_predictions(path)
         if self.keep is not None:
             table = table.filter(self.keep(table)).combine_chunks()
         pack = (table.schema.metadata or {}).get(b"pack")
@@ -261,8 +243,8 @@ class SetPredictions:
         top1, label = table["top1"].to_numpy(), table["label"].to_numpy()
         p_top1, p_true = table["p_top1"].to_numpy(), table["p_true"].to_numpy()
         scaled = None
-        if temperature is not None and (confidences_NT := _scaled(table)) is not None:
-            scaled = temperature.confidence(confidences_NT)
+        if scale is not None and (confidences_NT := scaled_confidences(table)) is not None:
+            scaled = scale(confidences_NT)
         return ImagePredictions(top1, label, p_top1, p_true, self.weights, scaled)
 
     def column(self, name: str) -> np.ndarray:
@@ -291,7 +273,7 @@ def weights(images: pa.Table) -> np.ndarray:
 
 def _difference(a: pa.Table, b: pa.Table) -> str:
     if a.column_names != b.column_names or len(a) != len(b):
-        counts = (f"{len(of)} images with {', '.join(of.column_names)}" for of in (a, b))
+        counts = (f"{len(t)} images with {', '.join(t.column_names)}" for t in (a, b))
         return " and ".join(counts)
     for name in a.column_names:
         x, y = a[name].to_numpy(), b[name].to_numpy()

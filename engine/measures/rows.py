@@ -149,7 +149,7 @@ class ModelOnSet:
 @dataclass(frozen=True)
 class Evaluation(ModelOnSet):
     """A model on a dataset, and the file or folder of its predictions (columns:
-    `predictions.read`).
+    `predictions.read_predictions`).
 
     seed: of the training; 0 for the pretrained model. headline: whether tables show the arm; other
     alphas are points of a curve. trains: whether its row is trained, and not a mix of other rows.

@@ -8,11 +8,17 @@ which are stored with the predictions, are enough.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-TEMPERATURES = 2.0 ** (np.arange(-8, 17) / 4)  # 1/4 to 16
+from engine.measures import predictions
+from engine.measures.predictions import TEMPERATURES
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,24 @@ class Temperature:
         weights_3 = np.array([u * (u - 1) / 2, 1 - u * u, u * (u + 1) / 2])
         logs_N3 = np.log(confidences_NT[:, self.place - 1 : self.place + 2].astype(np.float64))
         return np.exp(np.minimum(logs_N3 @ weights_3, 0))
+
+
+def temperature_of(paths: Sequence[Path]) -> Temperature | None:
+    """The temperature that minimizes the NLL of a model's predictions on one or several datasets of
+    equal weight. None if they contain no confidences at other temperatures."""
+    tables = [predictions.read_predictions(path) for path in paths]
+    confidences = [c_NT for c_NT in map(predictions.scaled_confidences, tables) if c_NT is not None]
+    if not confidences:
+        return None
+    of_sets = [predictions.weights(table) for table in tables]
+    if len(of_sets) > 1:
+        of_sets = [of_set / of_set.sum() for of_set in of_sets]
+    margin_N = np.concatenate([table["margin"].to_numpy() for table in tables])
+    confidences_NT = np.concatenate(confidences).astype(np.float64)
+    best = fitted(confidences_NT, margin_N, np.concatenate(of_sets))
+    if best.is_at_end:
+        log.warning("%s: the temperature is at the end of its range, %g", paths[0], best.value)
+    return best
 
 
 def fitted(confidences_NT: np.ndarray, margin_N: np.ndarray, weights_N: np.ndarray) -> Temperature:

@@ -207,18 +207,6 @@ class Context(Run):
         """The cell of another method in the same column, with the recipe's seed or `seed`."""
         raise NotImplementedError
 
-    def clip(self) -> Any:
-        """The open_clip model, on the device, from which the base model's weights and head come.
-
-        Returns a new copy that the method may change. Raises ValueError or RecipeError if
-        open_clip or the weights are missing.
-        """
-        raise NotImplementedError
-
-    def zero_shot_head(self, clip: Any) -> torch.Tensor:
-        """The zero-shot head [C, E] (float32, on the CPU): a text tower's class embeddings."""
-        raise NotImplementedError
-
     def holdout_accuracy(self, average: Average) -> float:
         """Top-1 accuracy, in percent, of an average of cells on the downstream held-out split."""
         raise NotImplementedError

@@ -108,8 +108,8 @@ def describe_checkpoint(checkpoint: Path, arch: str | None = None) -> Descriptio
     any. Raises ValueError, naming the file, if it cannot be read or describes a model that the
     engine does not support; with `arch`, a `config.json` of another program is ignored.
     """
-    of = {WEIGHTS: CELL, OPEN_CLIP_WEIGHTS: OPEN_CLIP_CONFIG}.get(checkpoint.name, TIMM_CONFIG)
-    file = checkpoint.with_name(of)
+    name = {WEIGHTS: CELL, OPEN_CLIP_WEIGHTS: OPEN_CLIP_CONFIG}.get(checkpoint.name, TIMM_CONFIG)
+    file = checkpoint.with_name(name)
     if not file.is_file():
         file = checkpoint.with_name(TIMM_CONFIG)
     if not file.is_file():

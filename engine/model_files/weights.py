@@ -13,7 +13,6 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
@@ -33,16 +32,6 @@ MODEL = "model."  # prefix of a LightningModule's `self.model`
 LIGHTNING = (MODEL, "net.")
 ENCODER, CLIP_HEAD = "image_encoder.", "classification_head."  # in WiSE-FT's classifiers
 log = logging.getLogger(__name__)
-TIMM_NAMES = {  # by those of an exported DINOv2
-    "backbone.": "",
-    "embeddings.cls_token": "cls_token",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "encoder.layer.": "blocks.",
-    "attention.output.dense": "attn.proj",
-    "layer_scale1.lambda1": "ls1.gamma",
-    "layer_scale2.lambda1": "ls2.gamma",
-    "layernorm.": "norm.",
-}
 
 
 def weights_file(place: str) -> Path:
@@ -132,14 +121,14 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the unpickler can raise any exception for damaged bytes
-        if found := OTHER_OBJECT.search(str(error)):
+        if named := OTHER_OBJECT.search(str(error)):
             convert = (  # FILE: the reader puts in the path
                 "import torch; torch.save(torch.load('FILE', weights_only=False)['state_dict'], "
                 "'tensors.pt')"
             )
             raise ValueError(
                 f"{source} contains more than plain tensors, which is never loaded because it can "
-                f"run code ({found[1]}): if you trust the file's author, save its state dict "
+                f"run code ({named[1]}): if you trust the file's author, save its state dict "
                 f'alone, as in python -c "{convert}"'
             ) from error
         raise ValueError(
@@ -185,41 +174,3 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     if tensor.layout != torch.strided:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def dinov2_onnx(data: bytes) -> State:
-    """The DINOv2 ViT in an exported ONNX graph, under timm's names.
-
-    The exporter keeps the names of vectors. Matrices are transposed and have no names; they are
-    identified by the operation that multiplies by them.
-    """
-    try:
-        import onnx  # type: ignore[import-not-found]
-        from onnx import numpy_helper  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ValueError(
-            "this model requires the onnx package: pip install 'onnx>=1.17'"
-        ) from error
-    graph = onnx.load_from_string(data).graph
-    tensors = {
-        t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in graph.initializer
-    }
-    matrices = {
-        node.name.strip("/").replace("/", ".").removesuffix(".MatMul"): tensors[node.input[1]].T
-        for node in graph.node
-        if node.op_type == "MatMul" and node.input[1] in tensors
-    }
-    state: State = {}
-    for name, tensor in (tensors | {f"{name}.weight": m for name, m in matrices.items()}).items():
-        if name.startswith("backbone."):
-            for exported, timms in TIMM_NAMES.items():
-                name = name.replace(exported, timms)
-            state[name] = tensor
-    for query in [name for name in state if ".query." in name]:
-        qkv = [state.pop(query.replace("query", part)) for part in ("query", "key", "value")]
-        state[query.replace("attention.attention.query", "attn.qkv")] = torch.cat(qkv)
-    positions, grid = (
-        next(tensor for name, tensor in tensors.items() if name.startswith(f"onnx::{operation}"))
-        for operation in ("Concat", "Reshape")
-    )
-    return state | {"pos_embed": torch.cat([positions, grid], dim=1)}

@@ -1,4 +1,4 @@
-"""CLIP models: unit embeddings, and open_clip's vision towers.
+"""CLIP models: unit embeddings, open_clip's vision towers, and what text towers read.
 
 The architecture `open_clip:NAME` is the vision tower of open_clip's model NAME, run by
 open_clip's code. With a linear head on top it is a classifier like any timm model.
@@ -6,7 +6,9 @@ open_clip's code. With a linear head on top it is a classifier like any timm mod
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from engine.model_files.architectures import open_clip_config as config
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.architectures import open_clip_package as package
 from engine.models import hub_errors
+from engine.recipe.schema import WeightsRecipe
 
 
 class Projection(nn.Module):
@@ -89,3 +92,28 @@ def blank(name: str) -> Any:
         raise ValueError(f"open_clip could not build {name}: {hub_errors.reason(error)}") from error
     finally:
         logging.disable(before)
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What a text tower reads: the words of each of the head's classes, in order, in each template.
+
+    A template has `{}` in place of the words.
+    """
+
+    words: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    def key(self, weights: WeightsRecipe) -> dict[str, Any]:
+        """Its part in the key of an artefact; {} for ImageNet-1K's, which `weights` says."""
+        return {} if self == imagenets_texts(weights) else {"texts": dataclasses.asdict(self)}
+
+
+def imagenets_texts(weights: WeightsRecipe) -> ClassTexts:
+    """OpenAI's words of IN-1K's classes, in the order of sorted wnids, in 80 or 7 templates."""
+    open_clip = package()
+    templates = open_clip.SIMPLE_IMAGENET_TEMPLATES
+    if weights.templates == "full":
+        templates = open_clip.OPENAI_IMAGENET_TEMPLATES
+    words = tuple(open_clip.IMAGENET_CLASSNAMES)
+    return ClassTexts(words, tuple(template("{}") for template in templates))

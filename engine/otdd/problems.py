@@ -32,7 +32,7 @@ Pair = tuple[str, str]
 Certified = tuple[float, float, float]  # value, gap, marginal error
 
 
-class Labelled(NamedTuple):
+class LabelledFeatures(NamedTuple):
     """Features [n, d] of a dataset and its labels, int64 [n]."""
 
     features: Tensor
@@ -69,7 +69,9 @@ class Cloud(NamedTuple):
     gaussians: ClassGaussians
 
     @classmethod
-    def of(cls, name: str, labelled: Labelled, classes: int, options: DistanceOptions) -> Cloud:
+    def of(
+        cls, name: str, labelled: LabelledFeatures, classes: int, options: DistanceOptions
+    ) -> Cloud:
         """Draws samples and computes class Gaussians.
 
         Raises ValueError, naming the dataset, for features or labels that cannot be used.

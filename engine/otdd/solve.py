@@ -26,7 +26,7 @@ from engine.evaluation import features
 from engine.machine.devices import cpu_threads
 from engine.machine.terminal import progress_bar
 from engine.otdd.distance_matrix import Matrix
-from engine.otdd.problems import Certified, Cloud, DistanceOptions, Labelled, Pair, Problems
+from engine.otdd.problems import Certified, Cloud, DistanceOptions, LabelledFeatures, Pair, Problems
 from engine.run import Run
 from loaders.batches import free_memory
 
@@ -61,7 +61,7 @@ def distances(run: Run, names: Sequence[str], options: DistanceOptions | None = 
         for name in names:
             labelled = run.sets[name]
             features_ND = features.stored(run, run.base, labelled).to(run.device)
-            sets[name] = Labelled(features_ND, labelled.labels)
+            sets[name] = LabelledFeatures(features_ND, labelled.labels)
             run.sets.release(name)
         solved = matrix(sets, len(run.sets.classes), options)
         (folder / MATRIX).write_text(json.dumps(solved.plain()), "utf-8")
@@ -77,7 +77,7 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"distances require at least two distinct datasets, not {list(names)}")
 
 
-def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions) -> Matrix:
+def matrix(sets: Mapping[str, LabelledFeatures], classes: int, options: DistanceOptions) -> Matrix:
     """Returns distances between all pairs of labelled datasets with labels in [0, classes).
 
     k datasets take k (k - 1) / 2 problems and, if debiased, k more, several at a time.

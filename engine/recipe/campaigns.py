@@ -93,7 +93,10 @@ class Campaign:
         ]
         title = self._of_row(row).get(TITLE)
         if title is None and base != row:
-            title = self._of_row(base).get(TITLE) or catalogue.read(path_of("methods", base))[TITLE]
+            title = (
+                self._of_row(base).get(TITLE)
+                or catalogue.read_recipe(path_of("methods", base))[TITLE]
+            )
             title = _title_with_settings(str(title), _settings(self._of_row(row)))
         if title is not None:
             layers.append((f"{self.file} (methods.{row})", {"method": {TITLE: title}}))
@@ -102,7 +105,7 @@ class Campaign:
     def title(self, row: str) -> str:
         """A row's name in tables."""
         title = over(layer for _, layer in self.settings(row)).get("method", {}).get(TITLE)
-        return str(title or catalogue.read(path_of("methods", self.base(row)))[TITLE])
+        return str(title or catalogue.read_recipe(path_of("methods", self.base(row)))[TITLE])
 
     def select(
         self, entries: Any, source: str, *, adds: bool = False
@@ -149,7 +152,7 @@ class Campaign:
         return over(layer for _, layer in self.rows.get(name, ()))
 
 
-def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
+def read_campaign(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     """Read a campaign by its name or path. extending: the campaigns that extend it.
 
     Raises RecipeError if it extends itself, for malformed rows, and if a list names a method that
@@ -158,9 +161,11 @@ def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     path = path_of("campaigns", name)
     if path.resolve() in extending:
         raise RecipeError(f"{path}: a campaign cannot extend itself")
-    values = catalogue.read(path)
+    values = catalogue.read_recipe(path)
     base, methods = values.pop(EXTENDS, None), values.pop(SELECTION, None)
-    campaign = read(str(base), (*extending, path.resolve())) if base else Campaign(name, path)
+    campaign = (
+        read_campaign(str(base), (*extending, path.resolve())) if base else Campaign(name, path)
+    )
     if isinstance(methods, list) and base:
         campaign, names = campaign.select(methods, str(path))
         campaign = replace(campaign, table=tuple(names))
@@ -177,7 +182,7 @@ def selected(name: str, overrides: Sequence[Override]) -> tuple[Campaign, list[s
 
     Raises RecipeError for an unknown campaign or method.
     """
-    campaign = read(name)
+    campaign = read_campaign(name)
     selection = by_key(overrides).get(SELECTION)
     if selection is None:
         return campaign, list(campaign.table)
@@ -200,13 +205,13 @@ def recipe_names(group: str = "") -> list[str]:
     A campaign defines the recipe CAMPAIGN/METHOD for each of its methods.
     """
     made = [] if group else catalogue.names("campaigns")
-    rows = {f"{campaign}/{row}" for campaign in made for row in read(campaign).table}
+    rows = {f"{campaign}/{row}" for campaign in made for row in read_campaign(campaign).table}
     return sorted(rows.union(catalogue.names(group)))
 
 
 def model_of(campaign: str) -> str | None:
     """The name of a campaign's model, or None."""
-    model = read(campaign).values.get("model")
+    model = read_campaign(campaign).values.get("model")
     return model.get("name") if isinstance(model, dict) else model
 
 
@@ -217,14 +222,14 @@ def each_model(campaign: str, overrides: Sequence[Override]) -> list[list[Overri
     Raises RecipeError if the campaign lists no models, if a list is empty or repeats a model, and
     if `model=` is given twice.
     """
-    of_model = [each for each in overrides if each.key == "model"]
+    of_model = [override for override in overrides if override.key == "model"]
     several = next(filter(_is_of_several, of_model), None)
     if several is None:
         return [list(overrides)]
     if len(of_model) > 1:
         raise RecipeError(f"{several.text}: model= is given twice: name all models in one list")
     if several.value == "all":
-        models = read(campaign).values.get("models")
+        models = read_campaign(campaign).values.get("models")
         if not isinstance(models, list) or not models:
             raise RecipeError(
                 f"{several.text}: {campaign} has no list `models:`: name the models, as in "
@@ -238,8 +243,8 @@ def each_model(campaign: str, overrides: Sequence[Override]) -> list[list[Overri
             )
     return [
         [
-            Override("model", Word(model), f"model={model}") if each is several else each
-            for each in overrides
+            Override("model", Word(model), f"model={model}") if override is several else override
+            for override in overrides
         ]
         for model in models
     ]

@@ -79,7 +79,7 @@ def is_path(name: str) -> bool:
     return name.endswith(".yaml")
 
 
-def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a file. Paths of YAML files in it are relative to its folder.
 
     extending: files whose datasets extend it. Raises RecipeError if it is not YAML with
@@ -90,7 +90,7 @@ def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     known = _read.get()
     files = {} if known is None else known
     if path not in files:
-        values = lines(yaml_text.read(path), str(path))
+        values = lines(yaml_text.read_yaml(path), str(path))
         named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
         values |= {key: beside(path.parent, value) for key, value in named.items()}
         files[path] = _with_paths(values, (*extending, path))
@@ -117,7 +117,7 @@ def _of_set(values: Any, files: tuple[Path, ...]) -> Any:
         return _with_paths(values, files)
     base = path_of("sets", str(beside(files[-1].parent, values[EXTENDS])))
     own = {name: value for name, value in values.items() if name != EXTENDS}
-    return over((read(base, files), _with_paths(own, files)))
+    return over((read_recipe(base, files), _with_paths(own, files)))
 
 
 def beside(folder: Path, value: Any) -> Any:
@@ -140,12 +140,12 @@ def published_masks() -> dict[str, str]:
     """The possible predictions of published accuracies (`mask`), by dataset of `recipes/`."""
     masks: dict[str, str] = {}
     for name in names("datasets"):
-        benchmark = read(path_of("datasets", name))
+        benchmark = read_recipe(path_of("datasets", name))
         own = benchmark.get("own", {})
         for each in (*filter(None, [benchmark.get("upstream")]), *benchmark.get("sets", ())):
             masks[each] = {**benchmark, **own.get(each, {})}.get("mask", DatasetRecipe.mask)
     for name in names("sets"):
-        of_set = read(path_of("sets", name))
+        of_set = read_recipe(path_of("sets", name))
         masks[name] = of_set.get("mask", DatasetRecipe.mask)
     return masks
 

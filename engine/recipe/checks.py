@@ -85,10 +85,10 @@ def checked(recipe: Recipe) -> Recipe:
             f"train.crop_scale={list(train.crop_scale)}: the first number is the smaller one"
         )
     parts = ("shots", "fraction", "train_images")
-    taken = [k for k in parts if getattr(recipe.dataset, k) != getattr(DatasetRecipe, k)]
-    if recipe.judges_seen and taken:
+    given = [k for k in parts if getattr(recipe.dataset, k) != getattr(DatasetRecipe, k)]
+    if recipe.judges_seen and given:
         raise RecipeError(
-            f"dataset.{taken[0]} trains on only some of the photos, so the leak would count unseen "
+            f"dataset.{given[0]} trains on only some of the photos, so the leak would count unseen "
             "ones: leave the key out, or set evaluate.seen=false to skip the leak"
         )
     if recipe.judges_seen and not recipe.dataset.upstream:

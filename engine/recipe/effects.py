@@ -45,5 +45,5 @@ def values_of(
 def training_values(train: TrainRecipe) -> dict[str, Any]:
     """The values of a training that determine weights; of augmentation, those in use."""
     values = values_of(train, {Affects.CELL})
-    unused = [*["augment"] * (not train.augment), *["crop_scale"] * (not train.crops)]
-    return {key: value for key, value in values.items() if key not in unused}
+    used = {"augment": bool(train.augment), "crop_scale": train.crops}
+    return {key: value for key, value in values.items() if used.get(key, True)}

@@ -48,8 +48,8 @@ def users_files(recipe: Recipe) -> set[str]:
 
 def modules(recipe: Recipe | None = None) -> dict[str, ModuleType]:
     """The engine's extras by name, and the users' extras of a recipe if users' files may run."""
-    found = {name: importlib.import_module(module) for name, module in names().items()}
-    return found | (_in_use(recipe) if recipe else {})
+    engines = {name: importlib.import_module(module) for name, module in names().items()}
+    return engines | (_in_use(recipe) if recipe else {})
 
 
 def _in_use(recipe: Recipe) -> dict[str, ModuleType]:

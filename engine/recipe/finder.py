@@ -62,13 +62,13 @@ def is_users(name: str) -> bool:
 @functools.cache
 def names_in(*packages: str) -> Mapping[str, str]:
     """The full name of each module of some packages but `base`, by its last name, in order."""
-    found = {}
+    modules = {}
     for package in packages:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.submodule_search_locations is not None, package
         for module in pkgutil.iter_modules(spec.submodule_search_locations):
-            found[module.name] = f"{package}.{module.name}"
-    return {name: found[name] for name in sorted(found) if name != INTERFACE}
+            modules[module.name] = f"{package}.{module.name}"
+    return {name: modules[name] for name in sorted(modules) if name != INTERFACE}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Modules:
             for source, layer in layers
             if isinstance(layer.get(self.section), Mapping)
         ]
-        naming = [(source, str(each[self.key])) for source, each in sections if each.get(self.key)]
+        naming = [(source, str(s[self.key])) for source, s in sections if s.get(self.key)]
         source, name = naming[-1] if naming else ((sections or layers)[0][0], "")
         name = name or getattr(self.base, self.key)
         if name == MISSING:
@@ -116,7 +116,7 @@ class Modules:
             )
         if is_users(name):
             check_file(f"{source}: {self.section}.{self.key}", name)
-        return self.class_of(name, [str(key) for _, each in sections for key in each], source)
+        return self.class_of(name, [str(key) for _, section in sections for key in section], source)
 
     def class_of(self, name: str, given: Iterable[str], source: str) -> type[Any]:
         """The options class of a module, or for a user's file a class with the given keys.

@@ -60,11 +60,13 @@ def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
 
     Raises RecipeError for values of another form.
     """
-    of_campaign = campaigns.read(campaign)
-    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY, REPLICATES, TRIALS)]
-    values = of_campaign.values | {each.key: each.plain() for each in of_grid}
+    of_campaign = campaigns.read_campaign(campaign)
+    of_grid = [
+        override for override in given if override.key in (DOWNSTREAMS, VARY, REPLICATES, TRIALS)
+    ]
+    values = of_campaign.values | {override.key: override.plain() for override in of_grid}
     sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
-    sources = {each.key: each.source for each in of_grid}
+    sources = {override.key: override.source for override in of_grid}
     counts = {key: values.get(key, 0) for key in (REPLICATES, TRIALS)}
     keys = GridKeys(str(of_campaign.file), None, vary, **counts, given=sources)
     if sets is not None:
@@ -98,28 +100,30 @@ def overrides_of_sweep(name: str, given: Sequence[Override]) -> tuple[str, list[
     Raises RecipeError if no row is named, no key has several values, a key is given twice, a value
     is empty, or several models are given.
     """
-    keys = [each.key for each in given]
-    for each in given:
-        if each.key in _REMEDIES:
-            raise RecipeError(f"{each.text}: {_REMEDIES[each.key]}")
-        if keys.count(each.key) > 1:
-            raise RecipeError(f"{each.key} is given twice: write its values as {each.key}=A,B")
+    keys = [override.key for override in given]
+    for override in given:
+        if override.key in _REMEDIES:
+            raise RecipeError(f"{override.text}: {_REMEDIES[override.key]}")
+        if keys.count(override.key) > 1:
+            raise RecipeError(
+                f"{override.key} is given twice: write its values as {override.key}=A,B"
+            )
     campaign, selection = _row(name.removeprefix(RECIPE))
     kept, vary = [selection], {}
-    for each in given:
-        key, value = each.key, str(each.value)
+    for override in given:
+        key, value = override.key, str(override.value)
         is_one = "," not in value or any(sign in value for sign in "[{(\"'")
         if key in ("downstream", DOWNSTREAMS):
             listed = value if value.startswith("[") else f"[{value}]"
             kept.append(overrides.of_word(f"{DOWNSTREAMS}={listed}"))
         elif key == "model" and (not is_one or value.startswith("[") or value == "all"):
-            raise RecipeError(f"{each.text}: a sweep has one model: run one sweep per model")
+            raise RecipeError(f"{override.text}: a sweep has one model: run one sweep per model")
         elif is_one:
-            kept.append(each)
+            kept.append(override)
         elif all(part.strip() for part in value.split(",")):
-            vary[key] = yaml_text.parse(f"[{value}]", f"override {each.text!r:.200}")
+            vary[key] = yaml_text.parse_yaml(f"[{value}]", f"override {override.text!r:.200}")
         else:
-            raise RecipeError(f"{each.text}: a value between commas is empty")
+            raise RecipeError(f"{override.text}: a value between commas is empty")
     if not vary:
         raise RecipeError(
             f"nothing varies: give a key several values, as in optimizer.lr=1e-4,1e-3, or train "

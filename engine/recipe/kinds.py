@@ -39,7 +39,7 @@ KINDS = Modules(
 
 def options_of(dataset: DatasetRecipe) -> dict[str, Any]:
     """The values of a kind's own options."""
-    shared = {each.name for each in fields(DatasetRecipe)}
+    shared = {field.name for field in fields(DatasetRecipe)}
     return {name: value for name, value in asdict(dataset).items() if name not in shared}
 
 
@@ -58,13 +58,13 @@ def _with_own_keys(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
         return dataset
     key, kind = f"dataset.own.{name}", str(own.get("kind", dataset.kind))
     shared = type(dataset) if kind == dataset.kind else DatasetRecipe
-    names_of_shared = [each.name for each in fields(shared)]
+    names_of_shared = [field.name for field in fields(shared)]
     of_kind = KINDS.class_of(kind, {*names_of_shared, *own}, key)
     keys = _keys_of_set(of_kind)
-    if wrong := [each for each in own if each not in keys]:
+    if wrong := [name for name in own if name not in keys]:
         raise RecipeError(f"{key} has no key {wrong[0]!r}{nearest(wrong[0], keys)}")
     given = asdict(dataset)
-    values = {each: given[each] for each in names_of_shared} | {"own": {}}
+    values = {name: given[name] for name in names_of_shared} | {"own": {}}
     typed.add(values, of_kind, Options(), own, "", f"{key}.")
     return typed.build(values, of_kind, Options(), key)
 
@@ -94,7 +94,7 @@ def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:
     no layer names.
     """
     sections = [(source, layer.get("dataset")) for source, layer in layers]
-    given = [(source, each) for source, each in sections if isinstance(each, Mapping)]
+    given = [(source, s) for source, s in sections if isinstance(s, Mapping)]
     named = {name for _, section in given for name in _named(section)} | _named(dataset)
     for source, section in given:
         for name in section["own"] if isinstance(section.get("own"), Mapping) else ():
@@ -110,7 +110,7 @@ def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:
 def _named(dataset: Mapping[str, Any]) -> set[str]:
     """The datasets of a benchmark's values, as far as they are not words of the command line."""
     lists = (dataset.get(key) for key in LISTS)
-    names = {name for each in lists if isinstance(each, list) for name in each}
+    names = {name for values in lists if isinstance(values, list) for name in values}
     upstream = dataset.get("upstream", DatasetRecipe.upstream)
     return set(map(str, [*filter(None, [upstream]), *names]))
 
@@ -123,5 +123,5 @@ def users_files(dataset: DatasetRecipe) -> set[str]:
 
 def _keys_of_set(of_kind: type[DatasetRecipe]) -> list[str]:
     """The keys that a dataset of a kind can have of its own."""
-    shared = {each.name for each in fields(DatasetRecipe)}
-    return [*OF_SET, *(each.name for each in fields(of_kind) if each.name not in shared)]
+    shared = {field.name for field in fields(DatasetRecipe)}
+    return [*OF_SET, *(field.name for field in fields(of_kind) if field.name not in shared)]

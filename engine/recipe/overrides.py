@@ -45,7 +45,7 @@ class Override:
     def plain(self) -> Any:
         """The value, parsed as YAML. Raises RecipeError, with the user's text, if it is invalid."""
         if isinstance(self.value, Word):
-            return yaml_text.parse(str(self.value), f"override {self.text!r:.200}")
+            return yaml_text.parse_yaml(str(self.value), f"override {self.text!r:.200}")
         return self.value
 
 
@@ -100,8 +100,8 @@ def of_mapping(values: Mapping[str, Any]) -> list[Override]:
 def parsed(given: Iterable[str | Mapping[str, Any]]) -> list[Override]:
     """The overrides of words and mappings, in order."""
     made: list[Override] = []
-    for each in given:
-        made += [of_word(each)] if isinstance(each, str) else of_mapping(each)
+    for item in given:
+        made += [of_word(item)] if isinstance(item, str) else of_mapping(item)
     return made
 
 
@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return value

@@ -79,9 +79,9 @@ def load_recipe(
     layers += of_row
     layers.append((str(file), _settings(top, str(file))))
     layers += [
-        (each.source, with_absolute_module(nested(each.key, each.value), Path()))
-        for each in given
-        if each.key not in (*GROUPS, *campaigns.OF_GRID, "campaign")
+        (override.source, with_absolute_module(nested(override.key, override.value), Path()))
+        for override in given
+        if override.key not in (*GROUPS, *campaigns.OF_GRID, "campaign")
     ]
     layers.append((COMMAND_LINE, {"campaign": campaign_name}))
     values, options = _merged(layers)
@@ -109,7 +109,7 @@ def recipe_of_sections(
     layers = [
         layer for key, name in chosen.items() for layer in _section(key, GROUPS[key], [("", name)])
     ]
-    layers += [(each.source, nested(each.key, each.value)) for each in given]
+    layers += [(override.source, nested(override.key, override.value)) for override in given]
     values, options = _merged(layers)
     of_dataset = values["dataset"]
     values[DOWNSTREAM] = of_dataset.get("upstream", "upstream") or of_dataset["sets"][0]
@@ -132,7 +132,9 @@ def varied_recipe(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 def without_options(given: Sequence[Override]) -> list[Override]:
     """The overrides without a method's own options. Keeps `method.variant`, which every method
     has."""
-    return [each for each in given if each.section != "method" or each.key == VARIANT]
+    return [
+        override for override in given if override.section != "method" or override.key == VARIANT
+    ]
 
 
 def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], Options]:
@@ -164,7 +166,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
         return None, {"campaign": name}
     campaign, _, row = name.rpartition("/")
     is_made = campaign in catalogue.names("campaigns") and name not in catalogue.names()
-    if is_made and row in campaigns.read(campaign).table:
+    if is_made and row in campaigns.read_campaign(campaign).table:
         return None, {"campaign": campaign, "method": row}
     if not is_path(name) and name not in catalogue.names():
         hint = nearest(name, campaigns.recipe_names())
@@ -172,7 +174,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
             hint = f"; {campaign} has no row {row}: give recipe={campaign} method={row}"
         raise RecipeError(f"there is no recipe {name!r}{hint}")
     file = path_of("", name)
-    top = catalogue.read(file)
+    top = catalogue.read_recipe(file)
     return (None, {"campaign": name}) if top.keys() & {SELECTION, EXTENDS} else (file, top)
 
 
@@ -207,7 +209,7 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
         path = Path(NAMED) if named else path_of(group, str(base))
         if any(source == str(path) for source, _ in layers):
             raise RecipeError(f"{path} extends itself: name another {key} in {EXTENDS}")
-        values = dict(named or catalogue.read(path))
+        values = dict(named or catalogue.read_recipe(path))
         base = values.pop(EXTENDS, None)
         layers.insert(0, (str(path), values))
     return [

@@ -87,7 +87,7 @@ def _content(node: Any) -> Any:
         fields = [(k, v) for k, v in ast.iter_fields(node) if v is not None and v != []]
         return [type(node).__name__, *([key, _content(value)] for key, value in fields)]
     if isinstance(node, list):
-        return [_content(each) for each in node if not _is_text(each)]
+        return [_content(child) for child in node if not _is_text(child)]
     return node
 
 

@@ -22,7 +22,7 @@ def trials_of(recipe: Recipe, count: int) -> tuple[Setting, ...]:
     rates draw equal rates, and more trials contain fewer. A method without optimizer steps draws no
     learning rate. Raises RecipeError if a value is impossible.
     """
-    sections = ["method", *["optimizer"] * recipe.method.takes_steps]
+    sections = ["method", *(["optimizer"] if recipe.method.takes_steps else [])]
     keys = {
         f"{section}.{field.name}": (getattr(values, field.name), field.metadata["factor"])
         for section in sections

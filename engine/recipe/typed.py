@@ -60,7 +60,7 @@ def add(
     """
     types_of = hints(kind, options)
     if isinstance(layer, Word):
-        layer = yaml_text.parse(str(layer), source)
+        layer = yaml_text.parse_yaml(str(layer), source)
     if not isinstance(layer, Mapping):
         raise _error(source, f"{prefix[:-1]} must contain `key: value` lines, not {layer!r:.100}")
     for name, value in layer.items():
@@ -85,10 +85,10 @@ def build(
     """
     inner = {
         name: build(
-            values.get(name, {}), typing.cast(type, each), options, source, f"{prefix}{name}."
+            values.get(name, {}), typing.cast(type, hint), options, source, f"{prefix}{name}."
         )
-        for name, each in hints(kind, options).items()
-        if dataclasses.is_dataclass(each)
+        for name, hint in hints(kind, options).items()
+        if dataclasses.is_dataclass(hint)
     }
     made = kind(**{**values, **inner})
     for name, value in vars(made).items():
@@ -129,8 +129,8 @@ def hints(kind: type, options: Options) -> dict[str, Any]:
     """The types of a section's keys."""
     of_kind = typing.get_type_hints(kind, include_extras=True)
     fields = [field.name for field in dataclasses.fields(kind)]
-    ours = {MethodRecipe: options.method, DatasetRecipe: options.dataset}
-    return {name: ours.get(of_kind[name], of_kind[name]) for name in fields}
+    chosen = {MethodRecipe: options.method, DatasetRecipe: options.dataset}
+    return {name: chosen.get(of_kind[name], of_kind[name]) for name in fields}
 
 
 def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
@@ -154,18 +154,18 @@ def _of_word(kind: Any, word: Word, key: str, source: str) -> Any:
     needs no brackets."""
     if _plain(kind) is str:
         return str(word)
-    value = yaml_text.parse(str(word), f"override {f'{key}={word}'!r:.200}")
-    is_list = any(typing.get_origin(_plain(each)) in (list, tuple) for each in _members(kind))
+    value = yaml_text.parse_yaml(str(word), f"override {f'{key}={word}'!r:.200}")
+    is_list = any(typing.get_origin(_plain(member)) in (list, tuple) for member in _members(kind))
     if is_list and isinstance(value, str | int | float):
-        return yaml_text.parse(f"[{word}]", source)
+        return yaml_text.parse_yaml(f"[{word}]", source)
     return value
 
 
 def _unconvertible(kind: Any, value: Any, key: str, source: str) -> RecipeError:
     if value is None:
         return _error(source, f"{key} has no value: it must be {words(kind)}")
-    literals = [each for each in _members(kind) if typing.get_origin(each) is Literal]
-    choices = [text(choice) for each in literals for choice in typing.get_args(each)]
+    literals = [member for member in _members(kind) if typing.get_origin(member) is Literal]
+    choices = [text(choice) for literal in literals for choice in typing.get_args(literal)]
     if choices and isinstance(value, str | int | float):
         return _error(source, f"{key}={value!r} is not valid{nearest(str(value), choices)}")
     return _error(source, f"{key}={value!r:.100} must be {words(kind)}")
@@ -175,7 +175,7 @@ def _parsed(lines: Mapping[str, Any], source: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in lines.items():
         is_word = isinstance(value, Word)
-        value = yaml_text.parse(str(value), source) if is_word else value
+        value = yaml_text.parse_yaml(str(value), source) if is_word else value
         values[name] = _parsed(value, source) if isinstance(value, Mapping) else value
     return values
 
@@ -192,7 +192,7 @@ def words(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(map(text, arguments))
     if origin in (types.UnionType, typing.Union):
-        return " or ".join("null" if each is type(None) else words(each) for each in arguments)
+        return " or ".join("null" if kind is type(None) else words(kind) for kind in arguments)
     if origin in (list, tuple):
         count = f", {len(arguments)} of them" if origin is tuple else ""
         return f"a list, each {words(arguments[0])}{count}"
@@ -223,13 +223,13 @@ def _members(kind: Any) -> Sequence[Any]:
     """The members of a union without null, or the type itself."""
     if typing.get_origin(kind) not in (types.UnionType, typing.Union):
         return [kind]
-    return [each for each in typing.get_args(kind) if each is not type(None)]
+    return [member for member in typing.get_args(kind) if member is not type(None)]
 
 
 def _texts(value: Any) -> Any:
     """Numbers as strings, for keys that are strings: YAML reads `version: 1.0` as a number."""
     if isinstance(value, list):
-        return [_texts(each) for each in value]
+        return [_texts(item) for item in value]
     return str(value) if type(value) in (int, float) else value
 
 
@@ -251,15 +251,15 @@ def _nearest_key(key: str, options: Options, names: Iterable[str]) -> str:
     known: dict[str, list[str]] = {}
     for name in sorted(_keys(Recipe, options), key=lambda name: name.count(".")):
         known.setdefault(name.rpartition(".")[2], []).append(name)
-    own = {name: [f"{section}.{name}" if section else name] for name in names}
-    if close := closest(word, known, 0.8) or closest(word, own):
-        return f"; did you mean {' or '.join(map(repr, {**known, **own}[close]))}?"
-    return f"; valid: {', '.join(sorted(own))}"
+    short = {name: [f"{section}.{name}" if section else name] for name in names}
+    if close := closest(word, known, 0.8) or closest(word, short):
+        return f"; did you mean {' or '.join(map(repr, {**known, **short}[close]))}?"
+    return f"; valid: {', '.join(sorted(short))}"
 
 
 def _keys(kind: type, options: Options, prefix: str = "") -> Iterator[str]:
     """All keys of a section, including dotted keys of its sections."""
-    for name, each in hints(kind, options).items():
+    for name, hint in hints(kind, options).items():
         yield f"{prefix}{name}"
-        if dataclasses.is_dataclass(each):
-            yield from _keys(typing.cast(type, each), options, f"{prefix}{name}.")
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(typing.cast(type, hint), options, f"{prefix}{name}.")

@@ -56,18 +56,18 @@ for _tag, _pattern in PLAIN.items():
         )
 
 
-def read(path: Path) -> Any:
-    """Read a file. Raises RecipeError, naming it, as `parse`, and if it is not a small file."""
+def read_yaml(path: Path) -> Any:
+    """Read a small file. Raises RecipeError, naming the file, as `parse_yaml`."""
     try:
         text = read_small(path).decode()
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    return parse(text, str(path))
+    return parse_yaml(text, str(path))
 
 
-def parse(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML to plain values. Raises RecipeError, naming `source`, if it is invalid."""
     try:
         _check(text)
@@ -78,7 +78,7 @@ def parse(text: str, source: str) -> Any:
 
 
 def dump(values: Any, **style: Any) -> str:
-    """Plain values as YAML that `parse` reads back. style: as of `yaml.dump`."""
+    """Plain values as YAML that `parse_yaml` reads back. style: as of `yaml.dump`."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
 
 

@@ -45,5 +45,5 @@ def text(title: str, heads: Sequence[str], *groups: Sequence[Sequence[str]]) -> 
     console.width = max(WIDTH, least)
     with console.capture() as captured:
         console.print(table)
-    lines = [textwrap.fill(line, WIDTH) for line in title.splitlines()] + [""] * bool(title)
+    lines = [textwrap.fill(line, WIDTH) for line in title.splitlines()] + ([""] if title else [])
     return "\n".join([*lines, *(line.rstrip() for line in captured.get().splitlines())])

@@ -35,7 +35,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     title = f"{Path(record.name).stem}: robustness after fine-tuning"
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
     smoke = headline.SMOKE_RUN.format(record.limit) if record.limit else ""
-    notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
+    notes = [f"models fine-tuned on {missing} are not in this report"] if missing else []
     notes += about.left_out(results)
     path = page.write(
         folder / PAGE,
@@ -43,7 +43,8 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         title=title,
         heading=headline.heading(title, results),
         lead=headline.lead(results),
-        notes=[f"{smoke.capitalize()}."] * bool(smoke) + [f"Incomplete: {note}." for note in notes],
+        notes=([f"{smoke.capitalize()}."] if smoke else [])
+        + [f"Incomplete: {note}." for note in notes],
         files=names,
     )
     warning = tuning.SELECTION * tuning.is_varied(results)
@@ -54,7 +55,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
 
 def finish(plan: Plan) -> Path:
     """Write a campaign's record and report, its last job. Returns the page's path."""
-    run = record.write(plan.place, make_record.record_of(plan))
+    run = record.write_record(plan.place, make_record.record_of(plan))
     with allow_users_files():
         modules = extras.modules(plan.recipe)  # first, because they may define metrics
     path = write(run, replace(of_campaign(run), extras=modules))

@@ -25,7 +25,7 @@ def write_numbers(folder: Path, results: Results) -> list[str]:
     made = tables(results)
     for name, table in made.items():
         write_csv(folder / name, table)
-    content = results_file.of(results, made[INTERVALS])
+    content = results_file.campaign_results(results, made[INTERVALS])
     write_atomic(folder / RESULTS, results_file.encode(content))
     names = [*made, RESULTS]
     if (distances := results.record.distances) is not None:

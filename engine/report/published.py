@@ -106,7 +106,7 @@ def read_published(path: Path = FILE, benchmark: str = "imagenet_rib") -> Publis
     the key, for an invalid file.
     """
     try:
-        versions = msgspec.convert(catalogue.read(path), dict[str, Published])
+        versions = msgspec.convert(catalogue.read_recipe(path), dict[str, Published])
     except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {error}") from error
     if not versions:

@@ -379,7 +379,7 @@ def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:
     if models_csv is None:
         table = model_rows.published(TIMM_MODELS, sets, upstream)
         return None if table is None else Baseline(table, PUBLISHED)
-    table = model_rows.read(models_csv, sets, upstream)
+    table = model_rows.read_model_rows(models_csv, sets, upstream)
     if table[sets].count().max() < MODELS_FOR_A_TREND:
         raise ValueError(
             f"{models_csv}: a trend line requires at least {MODELS_FOR_A_TREND} models with "

@@ -98,7 +98,7 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[GroupNumber]
 
 
-def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
+def campaign_results(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
     """The file's content. numbers: from `engine.measures.all_numbers.all_numbers`."""
     record, grid, titles = results.record, results.grid, results.record.methods
     ends = dict(zip(with_ends("value_pct"), ("value", "low", "high"), strict=True))
@@ -139,7 +139,7 @@ def encode(content: CampaignResults) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content), indent=1)
 
 
-def read(content: bytes) -> CampaignResults:
+def read_results(content: bytes) -> CampaignResults:
     """Read a file's content. Raises msgspec.DecodeError (or its ValidationError) if invalid."""
     return typed_json.decode(content, CampaignResults)
 

@@ -254,7 +254,7 @@ def _has_key(folder: Path, marker: Marker) -> bool:
 
 def read_marker(folder: Root) -> Marker:
     """The marker in an artefact's folder. Raises DamagedFile, FileNotFoundError."""
-    return typed_json.read(folder.path / MARKER, Marker, _again(folder.path), folder)
+    return typed_json.read_json(folder.path / MARKER, Marker, _again(folder.path), folder)
 
 
 def _again(folder: Path) -> str:

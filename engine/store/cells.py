@@ -202,7 +202,7 @@ def find(store: Store, name: str) -> Cell | None:
     return None
 
 
-def write(
+def write_cell(
     folder: Path,
     recipe: Recipe,
     made: Export | Gated | Sequence[Entry],
@@ -226,7 +226,7 @@ def write(
     elif isinstance(made, Gated):
         tensors.save(made.reference, folder / tensors.REFERENCE)
         entries = [Entry(Ensemble(made.members, "failures", SELF))]
-    if not (isinstance(entries, Sequence) and all(isinstance(each, Entry) for each in entries)):
+    if not (isinstance(entries, Sequence) and all(isinstance(entry, Entry) for entry in entries)):
         raise ValueError(
             f"{recipe.method.module}: the method returned {type(made).__name__}: return "
             "engine.store.cells.Export(state_dict) from `export`, that or a list of Entry from "

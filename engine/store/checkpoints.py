@@ -46,7 +46,7 @@ class CheckpointFiles:
 
         self._store.make(*self._key(step), build)
         steps = self.steps()
-        latest = [each for each in steps if each <= step][:KEPT]
+        latest = [saved for saved in steps if saved <= step][:KEPT]
         for other in set(steps) - set(latest):
             self._drop(other)
 
@@ -55,15 +55,15 @@ class CheckpointFiles:
         files = self._store.files.below(self._cell)
         names = [name for name in files.folders() if files.has(f"{name}/{MARKER}")]
         steps = [int(m[1]) for m in map(STEP.match, names) if m]
-        ours = (step for step in steps if self._store.place(*self._key(step)).name in names)
-        return sorted(ours, reverse=True)
+        of_cell = (step for step in steps if self._store.place(*self._key(step)).name in names)
+        return sorted(of_cell, reverse=True)
 
     def newest(self, before: float = math.inf) -> int:
         """Returns the last step before `before` with an undamaged checkpoint, or 0.
 
         Removes damaged checkpoints, and passes over those of other code, with a warning.
         """
-        for step in (each for each in self.steps() if each < before):
+        for step in (earlier for earlier in self.steps() if earlier < before):
             try:
                 self.read(step)
             except ValueError:

@@ -64,15 +64,15 @@ def kind_of_device(is_gpu: bool | None = None) -> str:
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What differs, in words; of the values that both have. Empty if nothing does."""
-    found = []
+    lines = []
     for name in then.keys() & now.keys():
         if then[name] != now[name]:
             if name in CODE:
-                found.append(name)
+                lines.append(name)
             else:
-                label = f"{name} " * (name != DEVICE)
-                found.append(f"{label}{then[name]} (now {now[name]})")
-    return sorted(found)
+                label = f"{name} " if name != DEVICE else ""
+                lines.append(f"{label}{then[name]} (now {now[name]})")
+    return sorted(lines)
 
 
 def text(makers: Iterable[Mapping[str, str]]) -> str:

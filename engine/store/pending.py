@@ -91,7 +91,7 @@ class PartialPredictions:
         if table is None:
             try:
                 self._files.check()
-                table = predictions.read(self._files.path)
+                table = predictions.read_predictions(self._files.path)
             except ValueError as error:
                 raise DamagedFile(f"{error}; {remedy}") from error
         images = np.sort(table["index"].to_numpy())
@@ -100,7 +100,7 @@ class PartialPredictions:
                 f"{self._files.path} does not have predictions of exactly the images of "
                 f"{self.label}; {remedy}"
             )
-        write(folder, table, self.key)
+        write_predictions(folder, table, self.key)
 
     def _has(self, number: int) -> bool:
         return self._files.has(self._name(number))
@@ -110,7 +110,7 @@ class PartialPredictions:
         return f"{cut[0]:09d}-{cut[-1]:09d}-{len(cut)}.parquet"
 
 
-def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
+def write_predictions(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
     """Writes predictions as the artefact of `key`; the file's metadata names its model and pack.
 
     Raises OSError naming the file if the disk is full.

@@ -101,7 +101,7 @@ def others(store: Store) -> tuple[dict[Path, Path], list[str]]:
         if not _IDENTIFIER.fullmatch(identifier):
             continue
         try:
-            listed = typed_json.read(file, Listed, f"delete {file}", store.files)
+            listed = typed_json.read_json(file, Listed, f"delete {file}", store.files)
         except (OSError, DamagedFile) as error:
             doubts.append(str(error))
             continue
@@ -159,5 +159,5 @@ def _path_of(store: Root, identifier: str) -> str:
     """The path that a store lists for an identifier; empty if it lists none."""
     file = store.path / USED_BY / f"{identifier}{_END}"
     with contextlib.suppress(OSError, DamagedFile):
-        return typed_json.read(file, Listed, "", store).path
+        return typed_json.read_json(file, Listed, "", store).path
     return ""

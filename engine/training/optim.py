@@ -97,7 +97,7 @@ def set_rate(optimizer: Any, lr: float) -> None:
         group["lr"] = lr * group[SHARE]
 
 
-def own(optimizer: Optimizer) -> Optimizer:
+def own_optimizer(optimizer: Optimizer) -> Optimizer:
     """The optimizer of the parameters that this rank steps: all of them without `train.zero`."""
     return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
 
@@ -107,7 +107,7 @@ def penalty_of(optimizer: Optimizer) -> float | None:
 
     Every rank must call it. It waits for the device.
     """
-    part = own(optimizer)
+    part = own_optimizer(optimizer)
     if not isinstance(part, Penalised):
         return None
     return part.penalty() if part is optimizer else ranks.total(part.penalty())
@@ -202,8 +202,8 @@ class Penalised(Optimizer):
             name: _in_memory_order([state[name] for state in states], thetas) for name in names
         }
         pull = [
-            None if of is None else _in_memory_order([of[theta] for theta in thetas], thetas)
-            for of in (self._anchors, self._fishers)
+            None if pulls is None else _in_memory_order([pulls[theta] for theta in thetas], thetas)
+            for pulls in (self._anchors, self._fishers)
         ]
         checked = EwcParameters(_in_memory_order(thetas, thetas), moments, *pull)
         self._groups[number] = places, checked

@@ -78,7 +78,7 @@ class TrainingState:
         persistent = method.state_dict(keep_vars=True).keys()
         buffers = {name: buffer for name, buffer in method.named_buffers() if name in persistent}
         self._module = dict(method.named_parameters()) | buffers
-        self._optimizer = optim.own(engine.optimizer)
+        self._optimizer = optim.own_optimizer(engine.optimizer)
         names = {tensor: name for name, tensor in self._module.items()}
         stepped, self._own = (
             {names[p]: p for group in optimizer.param_groups for p in group["params"]}
@@ -98,7 +98,11 @@ class TrainingState:
     def copy(self) -> dict[str, Tensor]:
         """The state on the CPU, by name, on the first rank; {} on others, which must also call
         it."""
-        return {name: to_host(t) for name, t in self._tensors() if ranks.rank() == 0}
+        state = {}
+        for name, tensor in self._tensors():  # on all ranks, because it gathers
+            if ranks.rank() == 0:
+                state[name] = to_host(tensor)
+        return state
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ COLUMNS = ("corruption", "severity")
 _DAMAGED = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
 
 
-class Row(NamedTuple):
+class CifarRow(NamedTuple):
     """Where an image is: a row of an array."""
 
     path: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
         return f" in row {self.row} of {Path(self.path).name}"
 
 
-def read(
+def list_cifar_c(
     root: Path, corruptions: Sequence[str], severities: Sequence[int], classes: Sequence[str]
 ) -> Listing:
     """Lists the images of the files `<corruption>.npy` (uint8 [5 N, H, W, 3]) in a folder.
@@ -84,7 +84,7 @@ def read(
                     label,
                     f"{root.name}/{photo:05}",
                     f"{name}/{severity}/{photo:05}",
-                    Row(str(file), first + photo),
+                    CifarRow(str(file), first + photo),
                     (name, str(severity)),
                 )
                 for photo, label in enumerate(numbers)
@@ -96,7 +96,7 @@ def read(
     return Listing(items, classes, trees.fingerprint(listed), columns=COLUMNS)
 
 
-def open_image(row: Row) -> Image.Image:
+def open_image(row: CifarRow) -> Image.Image:
     """Returns the image of a row."""
     return Image.fromarray(np.asarray(_mapped(Path(row.path))[row.row]))
 

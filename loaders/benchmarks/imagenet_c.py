@@ -32,7 +32,7 @@ PER_PART = 50_000  # images
 COLUMNS = ("corruption", "severity")
 
 
-def read(
+def list_imagenet_c(
     root: Path, name: str, classes: Sequence[str], subsample: int | None = None, seed: int = 0
 ) -> Listing:
     """Lists `<corruption>/<severity>/<wnid>/<image>`, with or without a group folder above, or in

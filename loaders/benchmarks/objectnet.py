@@ -35,7 +35,9 @@ _TAKEN_FOR = {
 }
 
 
-def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "corrected") -> Listing:
+def list_objectnet(
+    root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "corrected"
+) -> Listing:
     """Lists the images of the objects that the download maps to IN classes.
 
     root: the unpacked download, with `images/` and `mappings/`. wnid_of: IN class names (all
@@ -52,7 +54,9 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
         )
     try:
         label_of, names_of = (
-            typed_json.read(top / "mappings" / file, dict[str, str], "unpack the download again")
+            typed_json.read_json(
+                top / "mappings" / file, dict[str, str], "unpack the download again"
+            )
             for file in MAPPINGS
         )
     except FileNotFoundError as error:

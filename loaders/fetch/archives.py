@@ -128,7 +128,7 @@ def _members(archive: Path, password: str) -> Sequence[zipfile.ZipInfo]:
 def _lines(archive: Path, folder: Path, password: str) -> Iterator[bytes]:
     """Runs unzip, and yields the lines that it prints, about one for each member."""
     # The paths begin with a dot, so unzip never takes them for options.
-    secret = [f"-P{password}"] * bool(password)
+    secret = [f"-P{password}"] if password else []
     command = ["unzip", "-o", *secret, f"./{archive.name}", "-d", f"./{folder.name}"]
     with tempfile.TemporaryFile() as errors:
         try:

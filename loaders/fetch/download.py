@@ -220,7 +220,7 @@ def _curl(address: str, take: Callable[[bytes], bool], start: int = 0, largest: 
     """
     with tempfile.NamedTemporaryFile() as headers:
         words = ["--continue-at", str(start), "--speed-time", str(SLOW_S)]
-        words += ["--max-filesize", str(largest)] * bool(largest)
+        words += ["--max-filesize", str(largest)] if largest else []
         command = [*_CURL, *words, "--dump-header", headers.name, "--", address]
         try:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

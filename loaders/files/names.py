@@ -36,11 +36,11 @@ def one_line(value: Any) -> Any:
     """Returns a text, or a JSON value with all its texts, with control characters and line ends
     escaped, so that it can neither forge a line of a file nor steer a terminal."""
     if isinstance(value, str):
-        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], value)
+        return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], value)
     if isinstance(value, list):
-        return [one_line(each) for each in value]
+        return [one_line(item) for item in value]
     if isinstance(value, dict):
-        return {one_line(key): one_line(each) for key, each in value.items()}
+        return {one_line(key): one_line(item) for key, item in value.items()}
     return value
 
 

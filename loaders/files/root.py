@@ -157,12 +157,12 @@ class Root:
             self._above(name, inside=True) as (folder, _),
             os.scandir(folder) as entries,
         ):
-            found = {}
+            stamps = {}
             for entry in entries:
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    found[entry.name] = status.st_ino, status.st_size, status.st_mtime_ns
-            return found
+                    stamps[entry.name] = status.st_ino, status.st_size, status.st_mtime_ns
+            return stamps
         return {}
 
     def files(self, name: str | Path = "") -> list[str]:
@@ -258,11 +258,11 @@ class Root:
         """Yields relative path and stat's mode of all that is below a folder, except folders."""
         with suppress(FileNotFoundError), self._above(name, inside=True) as (folder, _):
             for above, folders, files, here in os.fwalk(".", dir_fd=folder):
-                for each in (*folders, *files):
+                for entry in (*folders, *files):
                     with suppress(FileNotFoundError):
-                        mode = os.stat(each, dir_fd=here, follow_symlinks=False).st_mode
+                        mode = os.stat(entry, dir_fd=here, follow_symlinks=False).st_mode
                         if not stat.S_ISDIR(mode):
-                            yield Path(above, each).as_posix(), mode
+                            yield Path(above, entry).as_posix(), mode
 
     def _link(self, name: str | Path) -> Exception:
         return DamagedFile(

@@ -21,7 +21,7 @@ MOST_VALUES = 5_000_000  # of a file; in memory, a value takes up to 30 times it
 DIGEST = "sha256"  # key of the digest in files by `with_digest`
 
 
-def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
+def read_json(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
     """Returns the content of a JSON file as `kind`. root: below it, links are not followed.
 
     Raises DamagedFile for invalid JSON, other types, something that is not a file, or more than
@@ -61,11 +61,11 @@ def with_digest(values: Mapping[str, Any]) -> bytes:
 
 
 def read_unaltered(path: Path, remedy: str, root: Root | None = None) -> dict[str, Any]:
-    """Returns the values of a file by `with_digest`; for `root` see `read`.
+    """Returns the values of a file by `with_digest`; for `root` see `read_json`.
 
-    Raises as `read` does, and DamagedFile if the values were altered.
+    Raises as `read_json` does, and DamagedFile if the values were altered.
     """
-    values = read(path, dict[str, Any], remedy, root)
+    values = read_json(path, dict[str, Any], remedy, root)
     if values.pop(DIGEST, None) != digest(values):
         raise DamagedFile(f"{path} was altered; {remedy}")
     return values

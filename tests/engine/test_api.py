@@ -49,8 +49,8 @@ def test_settings_are_words_or_mappings(tmp_path):
 
 def test_a_plan_reads_each_file_once(monkeypatch):
     paths = []
-    of_file = yaml_text.read
-    monkeypatch.setattr(yaml_text, "read", lambda path: paths.append(path) or of_file(path))
+    of_file = yaml_text.read_yaml
+    monkeypatch.setattr(yaml_text, "read_yaml", lambda path: paths.append(path) or of_file(path))
     make_plan("emoji", ())
     assert paths and len(paths) == len(set(paths))
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from engine import models
 from engine.evaluation import bank, features
-from engine.evaluation.batches import read, reduced
+from engine.evaluation.batches import read_batches, reduced
 from engine.evaluation.reduction import Reduction
 from engine.models.execution import Form
 from engine.training import loop, optim
@@ -119,7 +119,7 @@ def test_traced_batches_wait_for_nothing(grid):
         for batches in (1, 2, 3):
             piece = labelled.split("all")[: batches * run.recipe.evaluate.batch_size]
             with counted(run=False) as count:
-                (pixels,) = read(run, run.sets.source(labelled.name).batches, [piece], "")
+                (pixels,) = read_batches(run, run.sets.source(labelled.name).batches, [piece], "")
                 reduced(run, normalize, [(nets[0], reduction)], pixels, kind)
             counts.append(count)
     launches = counts[2].launches - counts[1].launches

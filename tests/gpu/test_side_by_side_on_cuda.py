@@ -9,7 +9,7 @@ from helpers.clouds import CLASSES, labelled
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from engine.otdd import solve
-from engine.otdd.problems import DistanceOptions, Labelled
+from engine.otdd.problems import DistanceOptions, LabelledFeatures
 from engine.otdd.solve import matrix
 
 pytestmark = NEEDS_GPU
@@ -19,7 +19,7 @@ CUDA = torch.device("cuda")
 @pytest.mark.parametrize("options", [{}, {"debias": False}])
 def test_a_matrix_is_that_of_one_after_another(options, monkeypatch):
     clouds = {name: labelled(700, seed, 0.2 * seed) for seed, name in enumerate("abcde")}
-    sets = {name: Labelled(*(t.to(CUDA) for t in cloud)) for name, cloud in clouds.items()}
+    sets = {name: LabelledFeatures(*(t.to(CUDA) for t in cloud)) for name, cloud in clouds.items()}
     assert solve.workers(10, 1, 10, CUDA) > 1
     beside = matrix(sets, CLASSES, DistanceOptions(**options))
     monkeypatch.setattr(solve, "_STREAMS", 1)

@@ -173,7 +173,7 @@ def run(folder: Path, *words: str, name: str = "shapes") -> Path:
 def of_report(report: Path) -> FinishedCampaign:
     """The campaign that left a report's folder, from its record."""
     (place,) = (report.parent / "plans").iterdir()
-    return record.read(PlanFolder(place))
+    return record.read_record(PlanFolder(place))
 
 
 def unfinished(finished: Path, runs: Path) -> Path:

@@ -42,7 +42,7 @@ def publish(folder: Path, web: Web) -> Published:
     files.mkdir(parents=True)
     of_form.mkdir()
     _archives(folder / "trees", files)
-    sources = catalogue.read(catalogue.ROOT / "sources.yaml")
+    sources = catalogue.read_recipe(catalogue.ROOT / "sources.yaml")
     for source in sources.values():
         for file in source["files"]:
             path = files / file["name"]

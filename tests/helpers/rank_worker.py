@@ -129,7 +129,7 @@ def part_of_rank() -> float:
     for theta in named.values():
         theta.grad = torch.ones_like(theta)
     optimizer.step()
-    part = optim.own(optimizer)
+    part = optim.own_optimizer(optimizer)
     assert isinstance(part, optim.Penalised) and part._fishers is not None
     tensors = [*part._anchors.values(), *part._fishers.values()]
     for state in part.state.values():

@@ -71,7 +71,9 @@ def finished(
         "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
         "classes": CLASSES,
     }
-    return record.write(PlanFolder(place), made_results.record(evaluations, **values | changes))
+    return record.write_record(
+        PlanFolder(place), made_results.record(evaluations, **values | changes)
+    )
 
 
 def changed(of: Any, **values: Any) -> Any:

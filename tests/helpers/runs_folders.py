@@ -36,7 +36,7 @@ def finish(plan: Plan, artifacts: Sequence[str]) -> None:
     values |= {"benchmark": plan.recipe.dataset.name, "version": 1}
     values |= {"distances": None, "evaluations": [], "artifacts": list(artifacts)}
     values["files"] = {path.relative_to(store).as_posix(): file_hash(path) for path in files}
-    record.write(plan.place, record.Record(plan.name, **values))
+    record.write_record(plan.place, record.Record(plan.name, **values))
     job_states.set_done(plan.place, REPORT)
 
 

@@ -38,7 +38,7 @@ def table(hits: np.ndarray, **columns) -> pa.Table:
 def setting(text: str) -> Setting:
     """The setting that tables show as this text: `optimizer.lr=0.1,train.epochs=1`."""
     words = [word.partition("=") for word in text.split(",") if word]
-    return Setting({key: yaml_text.parse(value, text) for key, _, value in words})
+    return Setting({key: yaml_text.parse_yaml(value, text) for key, _, value in words})
 
 
 def cell(

@@ -22,7 +22,7 @@ def test_a_folder_is_listed_by_class_and_name_and_what_is_left_out_is_named(tmp_
     strange = {"notes.txt", "top.png", "cat/._1.jpg", "cat/deeper/3.png", ".cache/4.png"}
     for name in strange:
         draw(root / name, [9]) if name.endswith(".png") else (root / name).write_text("x")
-    listing = folders.read(root)
+    listing = folders.list_folders(root)
     assert listing.classes == ["cat", "dog"]
     shown = [(item.label, item.source, item.key) for item in listing.items]
     assert shown == [
@@ -47,7 +47,7 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path, kind):
         path.symlink_to("/dev/zero" if kind == "device" else path.parent / "gone")
     message = "cannot be read" if kind == "dead link" else "is neither a file nor a folder; remove"
     with pytest.raises(ValueError, match=rf"cat/3.png {message}"):
-        folders.read(root)
+        folders.list_folders(root)
 
 
 def test_deep_folders_and_links_end(tmp_path):
@@ -57,7 +57,7 @@ def test_deep_folders_and_links_end(tmp_path):
             os.mkdir("d")
             os.chdir("d")
     with pytest.raises(ValueError, match=r"is more than 64 folders deep; is it the right place"):
-        folders.read(root)
+        folders.list_folders(root)
     linked = tmp_path / "linked"
     for level in range(40):  # 2^40 paths
         folder = linked / f"{level:02d}"
@@ -66,7 +66,7 @@ def test_deep_folders_and_links_end(tmp_path):
             (folder / name).symlink_to(linked / f"{level + 1:02d}")
     draw(linked / "40" / "1.png", [0])
     with pytest.raises(ValueError, match=r"is a link to .*, which was already read; remove the"):
-        folders.read(linked)
+        folders.list_folders(linked)
 
 
 def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
@@ -78,11 +78,11 @@ def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
 
 def test_folders_that_hold_no_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="gone is not a folder; it needs one folder per class"):
-        folders.read(tmp_path / "gone")
+        folders.list_folders(tmp_path / "gone")
     (tmp_path / "set").mkdir()
     draw(tmp_path / "set" / "1.png", [0])
     with pytest.raises(ValueError, match=r"has no images <class>/<image> \(.jpg, .jpeg"):
-        folders.read(tmp_path / "set")
+        folders.list_folders(tmp_path / "set")
 
 
 def test_an_empty_folder_above_the_classes_is_refused(tmp_path):
@@ -90,7 +90,7 @@ def test_an_empty_folder_above_the_classes_is_refused(tmp_path):
     draw(tmp_path / "blur" / "cat" / "1.png", [0])
     (tmp_path / "questions").mkdir()
     (tmp_path / "questions" / "blur.csv").touch()
-    assert folders.read(tmp_path, ["distortion"]).left_out == ("questions/blur.csv",)
+    assert folders.list_folders(tmp_path, ["distortion"]).left_out == ("questions/blur.csv",)
     (tmp_path / "noise" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"has folders without images: noise$"):
-        folders.read(tmp_path, ["distortion"])
+        folders.list_folders(tmp_path, ["distortion"])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from helpers.damage import cut, flip
 from helpers.tiny_packs import SHAPE, draw, items, make
-from loaders.adopt import part
+from loaders.copies import part
 from loaders.encode import ordered_map, request_digests
 from loaders.files.durable import digest
 from loaders.files.typed_json import DamagedFile

@@ -73,7 +73,7 @@ def parquet(root: Path, images: Sequence[Sample], features: Any = HUGGING_FACE) 
 
 
 def pack(root: Path, out: Path) -> Pack:
-    listing = folders.read(root)
+    listing = folders.list_folders(root)
     return make(
         out,
         items=listing.items,
@@ -112,25 +112,27 @@ def test_names_of_classes_come_from_a_file_beside_the_shards(tmp_path, file, con
     root = webdataset(tmp_path / "w", samples())
     (root / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"00000.tar: row 0 has the label 0, but no file names"):
-        folders.read(root)
+        folders.list_folders(root)
     text = content if isinstance(content, str) else json.dumps(content)
     (root / file).write_text(text)
-    before = folders.read(root)
+    before = folders.list_folders(root)
     assert before.classes == ["bird", "cat", "dog"]
     assert [item.key for item in before.items[:2]] == ["bird/2.png", "bird/5.png"]
     (root / file).write_text(text + "\n")
-    assert folders.read(root).fingerprint != before.fingerprint, "names of classes may change"
+    assert folders.list_folders(root).fingerprint != before.fingerprint, (
+        "names of classes may change"
+    )
 
 
 def test_images_without_a_name_of_their_own_have_the_rows(tmp_path):
     images = [("image.png", label, data) for _, label, data in samples()]
-    keys = [item.key for item in folders.read(parquet(tmp_path / "p", images)).items]
+    keys = [item.key for item in folders.list_folders(parquet(tmp_path / "p", images)).items]
     assert keys[0] == "bird/test-00000-of-00002-000002.image" and len(set(keys)) == 7
 
 
 def fault(root: Path) -> str:
     with pytest.raises(ValueError) as error:
-        folders.read(root)
+        folders.list_folders(root)
     (message,) = str(error.value).splitlines()
     return message
 
@@ -202,7 +204,7 @@ def test_columns_that_do_not_tell_are_refused(tmp_path, columns, features, messa
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(pa.table(columns, metadata=metadata), tmp_path / "0.parquet")
     with pytest.raises(ValueError, match=rf"0\.parquet:? .*{message}"):
-        folders.read(tmp_path / "0.parquet")
+        folders.list_folders(tmp_path / "0.parquet")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_a_hostile_parquet_file_is_refused_before_it_is_decoded(
     if "class" not in message:  # which is known only once it is read
         monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(ValueError, match=rf"0\.parquet:? {message}"):
-        folders.read(tmp_path / "0.parquet")
+        folders.list_folders(tmp_path / "0.parquet")
 
 
 @pytest.mark.parametrize("of", ["label", "path", "bytes"])
@@ -247,7 +249,7 @@ def test_a_value_that_a_small_file_repeats_is_refused(tmp_path, of):
     assert file.stat().st_size < 1_000_000
     before = memory.max_memory()
     with pytest.raises(ValueError, match=r"0\.parquet.*(1,000,000 bytes in 3,000|images repeat)"):
-        trees.read(folders.read(file).items[0].payload)
+        trees.read_image(folders.list_folders(file).items[0].payload)
     assert memory.max_memory() - before < 300_000_000
 
 
@@ -257,7 +259,7 @@ def test_what_could_be_two_sets_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"splits test, train: give one, for example '.*/test\*\.p"
     ):
-        folders.read(root)
+        folders.list_folders(root)
     with pytest.raises(ValueError, match=r"no .tar or .parquet file matches .*none-\*\.tar"):
-        folders.read(root / "none-*.tar")
+        folders.list_folders(root / "none-*.tar")
     assert not shards.exists(root / "none-*.tar")

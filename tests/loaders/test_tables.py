@@ -31,7 +31,7 @@ def written(file: Path, *rows: list[str], header: tuple[str, ...] = ("path", "la
 
 
 def test_a_table_lists_what_folders_list(tmp_path):
-    of_folders = folders.read(tree(tmp_path / "images"))
+    of_folders = folders.list_folders(tree(tmp_path / "images"))
     table = written(tmp_path / "t.csv", *ROWS, [])  # a blank last line
     columns = Columns("path", "label", kept=("region",))
     listing = tables.listing(tmp_path / "images", table, columns)

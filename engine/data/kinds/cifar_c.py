@@ -45,7 +45,9 @@ class Kind(base.Kind):
     def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
         dataset = self.dataset
         root = source or self.root
-        return cifar_c.read(root, dataset.corruptions, dataset.severities, dataset.class_names)
+        return cifar_c.list_cifar_c(
+            root, dataset.corruptions, dataset.severities, dataset.class_names
+        )
 
     def counts(self) -> tuple[int, int]:
         return self.published_images(), len(self.dataset.class_names)

@@ -45,7 +45,10 @@ class Kind(base.Kind):
 
     def read(self, source: Path | None = None) -> Listing:
         """The images as they lie there; copies have a common source, if the recipe says so."""
-        listing, split = folders.read(source or self.root, self.dataset.columns), self.dataset.split
+        listing, split = (
+            folders.list_folders(source or self.root, self.dataset.columns),
+            self.dataset.split,
+        )
         if not split.files:
             return listing
         files = split.files if isinstance(split.files, dict) else {"": split.files}
@@ -132,7 +135,7 @@ class Kind(base.Kind):
             if isinstance(item.payload, Place):
                 places.setdefault(item.payload.bytes, []).append(item.payload)
         return any(
-            trees.read(file) == trees.read(place)
+            trees.read_image(file) == trees.read_image(place)
             for file in files[:: -(-len(files) // LOOKED_FOR)]
             if isinstance(file, Place)
             for place in places.get(file.bytes, ())

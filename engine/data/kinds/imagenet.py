@@ -85,14 +85,16 @@ class Kind(base.Kind):
         # Hubs also name classes by their synonyms.
         named = wnids_by_name() if shards.of(source) else {}
         if name == OBJECTNET:
-            listing = objectnet.read(source, name, wnids_by_name(), self.dataset.objectnet)
+            listing = objectnet.list_objectnet(
+                source, name, wnids_by_name(), self.dataset.objectnet
+            )
             position = {wnid: i for i, wnid in enumerate(wnids())}
             from engine.data import masks  # late: planning imports no torch
 
             outputs = {label: masks.names(label, position) for label in listing.classes}
             masks.members(outputs, position)  # raises for classes that share an output
         elif name == IMAGENET_C:
-            listing = imagenet_c.read(source, name, wnids(), drawn, self.dataset.seed)
+            listing = imagenet_c.list_imagenet_c(source, name, wnids(), drawn, self.dataset.seed)
         elif name == "imagenet_v2":
             listing = by_folder(source, name, wnids(), map(str, range(len(wnids()))), named)
         elif name == "imagenet_val":
@@ -145,7 +147,7 @@ class Kind(base.Kind):
 
     def why_not_comparable(self) -> str:
         is_corrected = self.name == OBJECTNET and self.dataset.objectnet != "released"
-        return "published for dataset.objectnet=released" * is_corrected
+        return "published for dataset.objectnet=released" if is_corrected else ""
 
     def needs_command(self) -> bool:
         root = self.dataset.root

@@ -51,6 +51,13 @@ def section(results: Results) -> Section | None:
     elsewhere = blocks[[name not in trained_sets(downstream) for downstream, name in pairs]]
     cells = _mean(elsewhere, CELL).merge(results.cells[[*CELL, "change_pts"]], on=CELL)
     during = _during_training(results)
+    tables = [Table("cka", "CKA of each block, averaged over training seeds.", blocks)]
+    if not during.empty:
+        caption = (
+            "CKA with the pretrained model by optimizer step: means over blocks, datasets and "
+            "training seeds."
+        )
+        tables.append(Table("cka-training", caption, during))
     return Section(
         "cka",
         "; ".join(f"{_heading(rows)}{results.of(model)}" for model, rows in groups(cells, "model")),
@@ -96,18 +103,7 @@ def section(results: Results) -> Section | None:
                 ),
             ),
         ],
-        tables=[
-            Table("cka", "CKA of each block, averaged over training seeds.", blocks),
-            *[
-                Table(
-                    "cka-training",
-                    "CKA with the pretrained model by optimizer step: means over blocks, datasets "
-                    "and training seeds.",
-                    during,
-                )
-            ]
-            * (not during.empty),
-        ],
+        tables=tables,
     )
 
 

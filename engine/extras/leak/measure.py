@@ -80,7 +80,7 @@ def of(grid: Grid, every: Sequence[Evaluation], draws: int = DRAWS) -> pandas.Da
 def _keeps(trained_on: Sequence[Path]) -> Mapping[str, Keep]:
     """Which images count after fine-tuning on a dataset or a union, from predictions on its
     training images; of a union, on those of its datasets that share photos with others."""
-    tables = [predictions.read(path) for path in trained_on]
+    tables = [predictions.read_predictions(path) for path in trained_on]
 
     def keep(name: str) -> Keep:
         values = [value for table in tables for value in table[name].unique().to_pylist()]

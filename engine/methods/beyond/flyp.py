@@ -29,6 +29,7 @@ from engine.machine import ranks
 from engine.methods.base import Context, Trained
 from engine.methods.beyond.options.flyp import Recipe
 from engine.models import clip
+from engine.models.sources import open_clip
 from engine.store.cells import Export
 from loaders.batches import Batch, on_device
 
@@ -46,13 +47,13 @@ class Method(Trained):
         super().prepare(net, context)
         models.take_head(net, context.recipe.model)  # `export` has one of the tuned text tower
         self.head_names = models.head_names(context.recipe.model)
-        self.text = context.clip()
+        self.text = open_clip.open_on(context.device, context.recipe.model)
         del self.text.visual  # `net` is the vision tower
         # DeepSpeed broadcasts parameters as bytes, and a 0-d tensor cannot be viewed as bytes.
         self.log_scale_1 = nn.Parameter(self.text.logit_scale.detach()[None])
         del self.text.logit_scale
-        self.zero_shot_head = context.zero_shot_head
-        self.tokenize = clip.package().get_tokenizer(context.recipe.model.weights.clip)
+        self.clip = context.recipe.model.weights.clip
+        self.tokenize = clip.package().get_tokenizer(self.clip)
         self.texts = context.sets.class_texts
         self.labels_N = context.target.labels
         members = context.target.members
@@ -82,7 +83,7 @@ class Method(Trained):
         weight, bias = self.head_names
         was_training = self.text.training
         self.text.eval().logit_scale = self.log_scale_1[0].detach()  # open_clip reads it here
-        head = self.zero_shot_head(self.text)
+        head = open_clip.head(self.text, self.clip, self.texts)
         del self.text.logit_scale
         self.text.train(was_training)
         bias_C = head.new_zeros(len(head))

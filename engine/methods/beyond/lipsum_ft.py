@@ -25,6 +25,7 @@ from engine.machine import ranks
 from engine.methods.base import Context, Trained
 from engine.methods.beyond.options.lipsum_ft import Recipe
 from engine.models import clip
+from engine.models.sources import open_clip
 from engine.store.cells import Export
 from loaders.batches import Batch, on_device
 
@@ -42,7 +43,7 @@ class Method(Trained):
             )
         super().prepare(net, context)
         self.before = context.embedder(context.base, context.target)
-        text = context.clip()
+        text = open_clip.open_on(context.device, context.recipe.model)
         self.scale = text.logit_scale.detach().exp()
         # DeepSpeed broadcasts parameters as bytes, and a 0-d tensor cannot be viewed as bytes.
         del text.visual, text.logit_scale

@@ -14,8 +14,9 @@ from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
 from engine.errors import CampaignError, DivergedError
 from engine.exchange.audit import audit
-from engine.measures import predictions, scores
+from engine.measures import scores
 from engine.measures.predictions import SetPredictions
+from engine.measures.temperature_scaling import temperature_of
 from engine.recipe.overrides import parsed
 from engine.training import loop
 from helpers import campaigns
@@ -221,8 +222,8 @@ def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
     of_model = {row.evaluated_on: row.path for row in tuned}
     assert 0 < len(pq.read_table(of_model["outline"])) < 35, "the hold-out alone"
     on_few = SetPredictions()
-    temperature = predictions.temperature_of([of_model["outline"]])
-    stored = on_few.add(of_model["few"], temperature=temperature)
+    temperature = temperature_of([of_model["outline"]])
+    stored = on_few.add(of_model["few"], scale=temperature.confidence)
     place = ("fine_tune", "few")
     (row,) = [row for row in behaviours if (row["method"], row["evaluated_on"]) == place]
     expected = scores.scaled_calibration_error(stored, on_few.codes)

@@ -45,8 +45,8 @@ def test_work_of_other_code_is_reused_with_a_word_or_made_anew(
     places = [*plan_folder.in_runs(runs)]
     (place,) = [each for each in places if each.campaign.name == "shapes"]
     of_other = record.MadeBy({**made_by.here(), **OTHER}, 7)
-    finished_record = record.read(place).record
-    record.write(place, dataclasses.replace(finished_record, made_by=[of_other]))
+    finished_record = record.read_record(place).record
+    record.write_record(place, dataclasses.replace(finished_record, made_by=[of_other]))
     monkeypatch.setattr("engine.campaigns.seal.finished", lambda plan: True)
     assert cli.main(words) == 0
     assert f"installed ones made 7 of its artefacts ({other})" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def test_a_part_that_lacks_its_artefacts_is_named_and_made_again(
     folder, plan, monkeypatch, capsys, pattern
 ):
     ran = campaigns.in_this_process(monkeypatch)
-    expected = record.read(plan.place).record
+    expected = record.read_record(plan.place).record
     lost = next(plan.place.store.glob(pattern))
     shutil.rmtree(lost)
     with pytest.raises((OSError, ValueError), match=f"{lost.name}.*campaign"):
@@ -78,7 +78,7 @@ def test_a_part_that_lacks_its_artefacts_is_named_and_made_again(
     words = ["campaign", str(folder / "shapes.yaml"), f"runs={plan.place.runs}"]
     assert cli.main(words) == 0, capsys.readouterr().err
     assert ran == plan.jobs and lost.is_dir()
-    again = record.read(plan.place).record
+    again = record.read_record(plan.place).record
     assert (again.files, again.artifacts) == (expected.files, expected.artifacts)
 
 

@@ -114,4 +114,4 @@ def test_a_record_of_other_types_or_with_paths_that_lead_out_is_refused_by_name(
     change(values)
     file.write_bytes(typed_json.with_digest(values))
     with pytest.raises(DamagedFile, match=f"^{file} .*; delete it and run `rib campaign` again"):
-        record.read(run.place)
+        record.read_record(run.place)

@@ -214,7 +214,7 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
     change = fmean(after) - accuracy["pre", "", "", "", "further"]
     assert float(further["change_pts"]) == pytest.approx(change)
     assert f"{change:+.1f}" in text.partition("outside RI")[2]
-    content = results_file.read((report / "results.json").read_bytes())
+    content = results_file.read_results((report / "results.json").read_bytes())
     assert (content.sets, content.evaluate_on) == (list(FOUR), ["further"])
     of = {
         n.downstream: n.value

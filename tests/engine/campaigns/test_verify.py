@@ -67,7 +67,7 @@ def test_what_is_compared_with_what_is_published():
     assert not verify._why_not(released, "objectnet", 33.0)
     assert verify._sampling(released, "imagenet_v2", 10_000, 50.0) == 0
     assert verify._sampling(released, "imagenet_c", 50_000, 50.0) == pytest.approx(0.447, abs=1e-3)
-    assert verify.Check("imagenet_a", 5, float("nan"), 10.0, 0.3).differs
+    assert verify.AccuracyCheck("imagenet_a", 5, float("nan"), 10.0, 0.3).differs
 
 
 def test_images_that_fitted_the_head_are_not_evaluated(folder, grid, tmp_path):
@@ -116,15 +116,17 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path, m
 
 
 def test_an_accuracy_is_one_of_two_that_were_published_or_differs():
-    def check(measured: float, *, fits_timm: bool = True) -> verify.Check:
-        return verify.Check("v2", 10_000, measured, 75.7, 0.3, timm=76.1, fits_timm=fits_timm)
+    def check(measured: float, *, fits_timm: bool = True) -> verify.AccuracyCheck:
+        return verify.AccuracyCheck(
+            "v2", 10_000, measured, 75.7, 0.3, timm=76.1, fits_timm=fits_timm
+        )
 
     assert not check(75.6).differs and not check(76.1).differs and check(77.0).differs
     text = command.text("m", [check(76.2)])
     assert "76.1" in text and "+0.1" in text and "as timm's" in text
     assert "as published" in command.text("m", [check(75.6)])
     assert check(76.2, fits_timm=False).differs, "timm's are of other images"
-    assert "timm's" not in command.text("m", [verify.Check("v2", 9, 75.0, 75.1, 0.3)])
+    assert "timm's" not in command.text("m", [verify.AccuracyCheck("v2", 9, 75.0, 75.1, 0.3)])
 
 
 def test_timms_accuracies_are_compared_where_images_are_seen_as_there():

@@ -105,7 +105,7 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(rib, tmp_path, capsys, ca
     assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
     assert f"imagenet_c is incomplete: {lacks}" in caplog.text
     lacking = kind_of(resolved.dataset, IN_C).shortfall(pack)
-    check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=lacking)
+    check = verify.AccuracyCheck(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=lacking)
     assert f"\n{IN_C} is incomplete: {lacks}" in command.text("m", [check])
     small = packs.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
     assert kind_of(resolved.dataset, "imagenet_val").shortfall(small).startswith("6 images, not")

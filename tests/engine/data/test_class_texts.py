@@ -14,7 +14,7 @@ from engine.campaigns.make_plan import make_plan
 from engine.data import imagenet
 from engine.data.sets import class_texts
 from engine.errors import RecipeError
-from engine.models import zero_shot
+from engine.models.sources import open_clip as zero_shot
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from helpers import campaigns, tiny_clip

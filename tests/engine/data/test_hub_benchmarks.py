@@ -96,7 +96,7 @@ def test_waterbirds_has_the_accuracy_of_each_bird_and_place(tmp_path, grid):
     assert [len(builder.target.split(each)) for each in ("train", "holdout")] == [24, 8]
     passes.evaluate(builder, [{cell.name: 1.0}], ["test"], "all")
     answers = passes.predicted(builder, {cell.name: 1.0}, "test", "all")
-    images = predictions.read(answers).to_pandas()
+    images = predictions.read_predictions(answers).to_pandas()
     group = images[f"{predictions.COLUMN}label+place"]
     assert group.value_counts().to_dict() == {"0+0": 2, "0+1": 2, "1+0": 2, "1+1": 2}
     assert (group.str[0].astype(int) == images["label"]).all()

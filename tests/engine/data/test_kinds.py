@@ -244,7 +244,7 @@ def test_a_table_trains_the_model_of_the_same_images_in_folders(tmp_path, grid):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     for name in ("tinted", "few"):
         answers = [
-            predictions.read(passes.predicted(each, {cell.name: 1.0}, name, "holdout"))
+            predictions.read_predictions(passes.predicted(each, {cell.name: 1.0}, name, "holdout"))
             for each, cell in ((of_folder, first), (of_table, second))
         ]
         shared = ["index", "top1", "p_top1", "p_label", "margin", "source"]
@@ -348,7 +348,7 @@ class Recipe(DatasetRecipe):
 
 class Kind(base.Kind):
     def listing(self, cache, source=None, *, partial=False):
-        return folders.read(Path(self.dataset.root) / self.dataset.place)
+        return folders.list_folders(Path(self.dataset.root) / self.dataset.place)
 """
 
 

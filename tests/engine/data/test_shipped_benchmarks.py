@@ -159,7 +159,7 @@ def test_cifar_c(tmp_path, number):
     folder = tmp_path / f"CIFAR-{number}-C"
     folder.mkdir()
     np.save(folder / "labels.npy", np.tile(labels, 5).astype(np.uint8))
-    given = catalogue.read(catalogue.ROOT / "sets" / f"cifar{number}_c.yaml")
+    given = catalogue.read_recipe(catalogue.ROOT / "sets" / f"cifar{number}_c.yaml")
     assert len(given["corruptions"]) == 15 and len(given["class_names"]) == number
     rng = np.random.default_rng(0)
     arrays = {
@@ -242,7 +242,7 @@ def beside_imagenet_rib(folder: Path, name: str, sets: str, own: str) -> Recipe:
 def test_imagenet_x(tmp_path):
     """The lines of the published annotations name classes by number and images of upstream."""
     (tmp_path / "val").mkdir()
-    given = catalogue.read(catalogue.ROOT / "sets" / "imagenet_x.yaml")
+    given = catalogue.read_recipe(catalogue.ROOT / "sets" / "imagenet_x.yaml")
     lines = []
     for number in range(4):
         name = f"ILSVRC2012_val_0000000{number}.JPEG"
@@ -352,7 +352,7 @@ def test_a_hubs_copy_of_an_imagenet_set_names_classes_by_wnid_or_by_synonyms(tmp
     kind = kind_of(recipe_of_sections("vit_tiny_random", "imagenet_rib").dataset, name)
     file = parquet(tmp_path / "0.parquet", "goldfish, Carassius auratus", "n01440764")  # a tench
     listing = kind.listing(tmp_path, file, partial=True)
-    shown = [(item.key, item.label, trees.read(item.payload)) for item in listing.items]
+    shown = [(item.key, item.label, trees.read_image(item.payload)) for item in listing.items]
     assert shown == [
         ("n01440764/1.JPEG", 0, b"\1"),
         ("n01443537/0.JPEG", 1, b"\0"),

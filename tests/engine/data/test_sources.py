@@ -11,8 +11,8 @@ SET = "imagenet_a: {page: p, terms: t, files: [{name: a.tar, sha256: 0a, address
 
 
 def test_every_set_of_the_benchmark_has_a_source_with_a_checksum():
-    published = sources.read()
-    dataset = catalogue.read(catalogue.path_of("datasets", "imagenet_rib"))
+    published = sources.read_sources()
+    dataset = catalogue.read_recipe(catalogue.path_of("datasets", "imagenet_rib"))
     assert set(published) == {dataset["upstream"], *dataset["sets"], *dataset["train_sets"]}
     for source in published.values():
         assert source.terms and source.page.startswith("https://")
@@ -41,11 +41,11 @@ def test_every_set_of_the_benchmark_has_a_source_with_a_checksum():
 def test_a_list_that_cannot_be_used_is_refused(tmp_path, text, message):
     (tmp_path / "list.yaml").write_text(text)
     with pytest.raises(RecipeError, match=f"(?s)list.yaml: .*{message}"):
-        sources.read(tmp_path / "list.yaml")
+        sources.read_sources(tmp_path / "list.yaml")
 
 
 def test_sets_are_located_by_their_usual_names(tmp_path):
-    published = sources.read()["imagenet_sketch"]
+    published = sources.read_sources()["imagenet_sketch"]
     assert sources.locate(tmp_path, "imagenet_sketch", published) is None
     (tmp_path / "sketch").mkdir()
     assert sources.locate(tmp_path, "imagenet_sketch", published) == tmp_path / "sketch"
@@ -63,6 +63,6 @@ def test_the_folders_of_the_released_code_are_found(tmp_path):
     ]
     for name in (*names, "objectnet-1.0"):
         (tmp_path / name).mkdir(parents=True)
-    dataset, published = load_recipe("imagenet_rib/ewc").dataset, sources.read()
+    dataset, published = load_recipe("imagenet_rib/ewc").dataset, sources.read_sources()
     found = {n: sources.locate(tmp_path, n, published[n]) for n in dataset.evaluated_sets}
     assert None not in found.values() and len({*found.values()}) == 9, found

@@ -12,7 +12,7 @@ from engine.campaigns import column_job
 from engine.campaigns.plan import Column
 from engine.evaluation import bank, features, passes
 from engine.measures import predictions
-from engine.measures.temperature_scaling import TEMPERATURES
+from engine.measures.predictions import TEMPERATURES
 from engine.models.execution import Form
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry
@@ -93,7 +93,8 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
         banks.add(of_column)
 
     column = Column("outline")
-    plan = SimpleNamespace(place=None, columns=[column], methods=("fine_tune",), seeds=1)
+    cells = [("fine_tune", None)]
+    plan = SimpleNamespace(place=None, columns=[column], named_cells=lambda _: cells)
     monkeypatch.setattr(column_job, "builders", lambda *_, **__: [builder])
     monkeypatch.setattr(column_job.passes, "evaluate", evaluate)
     monkeypatch.setattr(column_job.job_states, "advance", lambda *_: None)

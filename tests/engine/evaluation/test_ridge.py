@@ -122,7 +122,7 @@ def test_forgetting_is_measured_on_classes_of_their_own(grid, folder, flowers):
         dict(zip(("fine_tune", "linear_probe", "wise_ft"), table.change_pts, strict=True))
     )
     place = next((report.parent / "plans").iterdir())
-    finished = record.read(PlanFolder(place))
+    finished = record.read_record(PlanFolder(place))
     with pytest.raises(ValueError, match="flowers is a dataset of the campaign"):
         own_sets.evaluate(finished, {"flowers": flowers / "images/few"}, grid.device)
     out = str(flowers / "published")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from engine import cli
 from engine.evaluation import passes
-from engine.evaluation.accuracies import Model, on_set
+from engine.evaluation.accuracies import EvaluatedModel, on_set
 from engine.exchange import user_models
 from engine.model_files.descriptions import (
     Description,
@@ -58,7 +58,7 @@ def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, capsys)
     names = ("outline", "few", "tinted")
     for method in ("fine_tune", "visual_prompt"):
         builder, cell = grid.build(f"method={method}", *words)
-        model = Model.named("alone", {cell.name: 1.0})
+        model = EvaluatedModel.named("alone", {cell.name: 1.0})
         passes.evaluate(builder, [model.mix], names, "all")
         in_grid = [on_set(builder, [model], name, "all")[0] for name in names]
         expected = {row.evaluated_on: row.accuracy for row in in_grid}

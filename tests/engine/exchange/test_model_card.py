@@ -138,7 +138,7 @@ def test_the_hub_reads_results_licence_base_model_and_data_sets(run, tmp_path):
     changed = msgspec.structs.replace(results, numbers=renamed)
     on_v2 = dataclasses.replace(evaluation, downstream="imagenet_v2")
     write_card(tmp_path, card_of_campaign(planned(run, recipe), on_v2, changed))
-    data, hubs = ModelCard.load(tmp_path / "README.md").data, sources.read()
+    data, hubs = ModelCard.load(tmp_path / "README.md").data, sources.read_sources()
     assert data.base_model == "timm/vit_base_patch16_clip_224.openai_ft_in1k"
     assert data.license == "apache-2.0" and data.datasets == [hubs["imagenet_v2"].hub]
     read = {(e.dataset_name, e.metric_type): e for e in data.eval_results}

@@ -89,7 +89,7 @@ def column(name: str, change: Callable[[np.ndarray], object]) -> Callable[[pa.Ta
 def rewrite_numbers(folder: Path) -> None:
     """Compute the report again, as whoever alters predictions can."""
     seal(folder)
-    run = record.read(PublishedFolder(folder))
+    run = record.read_record(PublishedFolder(folder))
     number_files.write_numbers(folder / "report", of_campaign(without_distances(run)))
 
 

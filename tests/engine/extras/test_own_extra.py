@@ -42,7 +42,7 @@ def test_it_adds_rows_a_table_and_a_section_and_changes_nothing_else(
     expected = {}
     for row in tests:
         if row.method != PRE and row.headline and STEP not in row.setting:
-            images = predictions.read(row.path).to_pandas()
+            images = predictions.read_predictions(row.path).to_pandas()
             wrong = (images["top1"] != images["label"]) & (images["p_top1"] > 0.5)
             expected[row.method, row.downstream, row.evaluated_on] = int(wrong.sum())
     keys = zip(rows["method"], rows["downstream"], rows["evaluated_on"], strict=True)

@@ -130,7 +130,7 @@ def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):
     lines += ["m0,b,5,paper", "m1,b,6,paper"]
     file = tmp_path / "models.csv"
     file.write_text("\n".join(lines))
-    models = Baseline(model_rows.read(file, read.sets, "up"), GIVEN)
+    models = Baseline(model_rows.read_model_rows(file, read.sets, "up"), GIVEN)
     trends = effective_robustness.trends(read, models)
     assert {name: (t.basis, t.given.shape[1]) for name, t in trends.items()} == {"a": (GIVEN, 4)}
     above = above_trend(read, models)

@@ -122,7 +122,7 @@ def test_sets_without_columns_have_no_groups_and_holes_are_named(tmp_path):
     holes = pa.array(["x", None] * (len(table) // 2))
     pq.write_table(table.append_column("column:place", holes), rows[0].path)
     with pytest.raises(ValueError, match="'column:place' are NaN or null"):
-        predictions.read(rows[0].path)
+        predictions.read_predictions(rows[0].path)
     other = replace(rows[0], path=tmp_path / "other.parquet")
     pq.write_table(table.append_column("column:place", pa.array(["x"] * len(table))), other.path)
     bank = predictions.SetPredictions()

@@ -22,7 +22,7 @@ def test_an_unknown_column_is_not_read(tmp_path):
     pq.write_table(plain.append_column("more", TEXT), path, store_schema=False)
     assert path.stat().st_size < 1_000_000
     before = pa.default_memory_pool().max_memory()
-    assert predictions.read(path).column_names == plain.column_names
+    assert predictions.read_predictions(path).column_names == plain.column_names
     assert pa.default_memory_pool().max_memory() - before < 100_000_000
 
 
@@ -42,4 +42,4 @@ def test_what_would_fill_the_memory_is_refused(tmp_path, name, values, message):
     columns = pa.Table.from_arrays([*plain.columns, values], schema=schema)
     pq.write_table(columns, path := tmp_path / "x.parquet", store_schema=False)
     with pytest.raises(ValueError, match=rf"x\.parquet is not a table of predictions \({message}"):
-        predictions.read(path)
+        predictions.read_predictions(path)

@@ -67,7 +67,7 @@ def test_parts_of_a_folder_are_one_table(tmp_path):
     for name, part in (("part-10", whole.slice(0, 25)), ("part-2", whole.slice(25))):
         pq.write_table(part, tmp_path / f"{name}.parquet")
     (tmp_path / "done.json").write_text("{}")
-    assert predictions.read(tmp_path).equals(whole.cast(predictions.SCHEMA))
+    assert predictions.read_predictions(tmp_path).equals(whole.cast(predictions.SCHEMA))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_damaged_predictions_are_refused(tmp_path, data, message):
     else:
         pq.write_table(data, path)
     with pytest.raises(ValueError, match=f"{path}.*{message}"):
-        predictions.read(path)
+        predictions.read_predictions(path)
 
 
 def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_text(tmp_path):

@@ -16,7 +16,7 @@ GOOD = "model,set,accuracy\nm,up,80\nm,a,40\n"
 def read(folder: Path, text: str | bytes):
     file = folder / "models.csv"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    return model_rows.read(file, ["a", "b"], "up")
+    return model_rows.read_model_rows(file, ["a", "b"], "up")
 
 
 def test_rows_in_any_order_with_further_columns_and_a_byte_order_mark(tmp_path):
@@ -46,7 +46,7 @@ def test_a_mistake_is_named_with_file_and_line(tmp_path, text, message):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"none.csv is not a CSV"):
-        model_rows.read(tmp_path / "none.csv", ["a"], "up")
+        model_rows.read_model_rows(tmp_path / "none.csv", ["a"], "up")
 
 
 def test_the_published_models_that_saw_imagenet_1k_alone_are_told_by_their_tags():

@@ -11,9 +11,9 @@ import torch
 from scipy import optimize, special
 
 from engine.evaluation.reduction import Reduction, predictions_table
-from engine.measures import predictions, scores
+from engine.measures import scores
 from engine.measures.predictions import ImagePredictions, SetPredictions
-from engine.measures.temperature_scaling import Temperature
+from engine.measures.temperature_scaling import Temperature, temperature_of
 
 MASK = np.array([True, True, False, True, True, True, False, True])
 CLASSES = np.flatnonzero(MASK)
@@ -65,11 +65,11 @@ def test_the_temperature_and_its_confidences_are_those_of_all_logits(tmp_path, o
     logits, labels = drawn(600, over)
     expected = best_temperature(logits, labels)
     path = stored(tmp_path, "held out", logits, labels)
-    fitted = predictions.temperature_of([path])
+    fitted = temperature_of([path])
     assert not fitted.is_at_end
     assert fitted.value == pytest.approx(expected, rel=0.01)
     other, truth = drawn(500, over, seed=1)
-    after = SetPredictions().add(stored(tmp_path, "judged", other, truth), temperature=fitted)
+    after = SetPredictions().add(stored(tmp_path, "judged", other, truth), scale=fitted.confidence)
     confidence = softmax(other / fitted.value).max(axis=1)
     np.testing.assert_allclose(after.scaled, confidence, rtol=2e-3)
     # The same sum of distances with the twin's confidences, but for images at a bin's edge.
@@ -88,18 +88,18 @@ def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_
     labels = answers if labels_are == "answers" else CLASSES[np.searchsorted(CLASSES, answers) - 1]
     path = stored(tmp_path, "a", logits, labels)
     with caplog.at_level(logging.WARNING):
-        fitted = predictions.temperature_of([path])
+        fitted = temperature_of([path])
     assert fitted.is_at_end and fitted.value == end
     assert f"a.parquet: the temperature is at the end of its range, {end:g}" in caplog.text
-    after = SetPredictions().add(path, temperature=fitted)
+    after = SetPredictions().add(path, scale=fitted.confidence)
     np.testing.assert_allclose(after.scaled, softmax(logits / end).max(axis=1), rtol=1e-5)
 
 
 def test_what_is_not_stored_has_no_error(tmp_path):
     path = stored(tmp_path, "a", *drawn(20, 1.0))
     pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled"]), path)
-    assert predictions.temperature_of([path]) is None
-    after = SetPredictions().add(path, temperature=Temperature(3))
+    assert temperature_of([path]) is None
+    after = SetPredictions().add(path, scale=Temperature(3).confidence)
     assert np.isnan(scores.scaled_calibration_error(after, np.arange(20)))
 
 

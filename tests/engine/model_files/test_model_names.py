@@ -19,7 +19,7 @@ from engine.cost.work import form_of
 from engine.model_files.architectures import installed_config, stored_architectures
 from engine.model_files.model_names import architecture
 from engine.models import pretrained
-from engine.models.zero_shot import ClassTexts
+from engine.models.clip import ClassTexts
 from engine.recipe import preprocessing
 from engine.recipe.catalogue import ROOT
 from engine.recipe.overrides import parsed

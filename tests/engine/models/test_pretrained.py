@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models
-from engine.model_files.weights import dinov2_onnx, load_weights, plain_tensors
+from engine.model_files.weights import load_weights, plain_tensors
 from engine.models import pretrained
+from engine.models.sources.pypi import dinov2_onnx
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store

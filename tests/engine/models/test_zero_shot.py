@@ -8,7 +8,9 @@ import torch
 
 from engine import models
 from engine.model_files.weights import load_weights
-from engine.models import clip, pretrained, zero_shot
+from engine.models import clip, pretrained
+from engine.models.clip import ClassTexts
+from engine.models.sources.open_clip import open_model
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
@@ -35,7 +37,7 @@ def test_without_open_clip_the_extra_is_named(monkeypatch):
 def test_weights_of_another_activation_are_refused(tmp_path):
     pytest.importorskip("open_clip", reason="the extra [clip]")
     with pytest.raises(ValueError, match=r"trained with QuickGELU: use ViT-B-16-quickgelu"):
-        zero_shot.open_model(model(clip="ViT-B-16"), tmp_path)
+        open_model(model(clip="ViT-B-16"), tmp_path)
 
 
 @pytest.mark.slow
@@ -46,7 +48,7 @@ def test_features_and_logits_are_open_clips_or_the_architecture_is_refused(tmp_p
     clip = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False).eval()
     tensors.save(clip.state_dict(), path := tmp_path / "open_clip_model.safetensors")
     options, store = model(path=str(path)), Store(tmp_path)
-    texts = zero_shot.ClassTexts(tuple(NAMES), tuple(TEMPLATES))
+    texts = ClassTexts(tuple(NAMES), tuple(TEMPLATES))
     backbone = pretrained.backbone(options, store, tmp_path / "cache", 0, texts=texts)
     net = models.create(options, len(NAMES)).eval()
     models.load_state(net, load_weights(backbone.file(tensors.WEIGHTS)), "cell")

@@ -18,7 +18,7 @@ from engine import cli
 from engine.evaluation import features
 from engine.otdd import problems, solve
 from engine.otdd.distance_matrix import Matrix, write_csv
-from engine.otdd.problems import DistanceOptions, Labelled
+from engine.otdd.problems import DistanceOptions, LabelledFeatures
 from engine.otdd.solve import matrix, side_by_side, workers
 from engine.report.sections import distances as section
 from engine.run import Run
@@ -30,8 +30,8 @@ from kernels.transport.store import most_bytes
 from loaders.files.typed_json import DamagedFile
 
 
-def labelled(n: int, seed: int, shift: float) -> Labelled:
-    return Labelled(*clouds.labelled(n, seed, shift))
+def labelled(n: int, seed: int, shift: float) -> LabelledFeatures:
+    return LabelledFeatures(*clouds.labelled(n, seed, shift))
 
 
 NEAR, MID, FAR = labelled(60, 0, 0.0), labelled(50, 1, 0.5), labelled(45, 2, 3.0)
@@ -55,7 +55,7 @@ def run(grid: grids.Grid, tmp_path: Path) -> Run:
     return run
 
 
-def table_cost(a: Labelled, b: Labelled) -> np.ndarray:
+def table_cost(a: LabelledFeatures, b: LabelledFeatures) -> np.ndarray:
     """The reference's way: moments a class, square roots, and a dense matrix."""
     gaussian = pytest.importorskip("ot.gaussian")
     cost = torch.cdist(a.features.double(), b.features.double()).square()
@@ -101,22 +101,24 @@ def test_samples_are_drawn_by_a_sets_name_alone():
 
 
 def test_distances_scale_with_the_features():
-    tiny = {name: Labelled(1e-8 * s.features.double(), s.labels) for name, s in SETS.items()}
+    tiny = {
+        name: LabelledFeatures(1e-8 * s.features.double(), s.labels) for name, s in SETS.items()
+    }
     np.testing.assert_allclose(values(tiny, eps=0.2), 1e-16 * values(eps=0.2), rtol=1e-3)
 
 
 def test_classes_that_a_set_lacks_or_has_one_image_of_do_not_matter():
-    spread = {name: Labelled(s.features, s.labels * 3 + 1) for name, s in SETS.items()}
+    spread = {name: LabelledFeatures(s.features, s.labels * 3 + 1) for name, s in SETS.items()}
     np.testing.assert_allclose(values(spread, 20, eps=0.2), values(eps=0.2), rtol=1e-6)
-    single = {"near": NEAR, "single": Labelled(FAR.features[:2], FAR.labels[:2])}
+    single = {"near": NEAR, "single": LabelledFeatures(FAR.features[:2], FAR.labels[:2])}
     assert values(single)[0, 1] > 0
-    single["near"] = Labelled(NEAR.features[:2], NEAR.labels[:2])
+    single["near"] = LabelledFeatures(NEAR.features[:2], NEAR.labels[:2])
     assert values(single)[0, 1] > 0
 
 
 def test_an_unconverged_pair_is_missing_everywhere(caplog, monkeypatch):
     monkeypatch.setattr(problems, "TOLERANCE", 1e-17)
-    few = {name: Labelled(s.features[:9], s.labels[:9]) for name, s in SETS.items()}
+    few = {name: LabelledFeatures(s.features[:9], s.labels[:9]) for name, s in SETS.items()}
     distances = matrix(few, CLASSES, DistanceOptions(eps=0.2))
     assert math.isnan(distances.values[0, 1]) and not distances.row("near")
     assert "near to mid did not converge" in caplog.text
@@ -141,7 +143,9 @@ def test_the_csv_keeps_every_digit(tmp_path):
 def test_distances_take_stored_features_and_are_kept(run, monkeypatch):
     computed = solve.distances(run, DRAWN, DistanceOptions(eps=0.2))
     sets = {
-        name: Labelled(features.stored(run, run.base, run.sets[name]), run.sets[name].labels)
+        name: LabelledFeatures(
+            features.stored(run, run.base, run.sets[name]), run.sets[name].labels
+        )
         for name in DRAWN
     }
     np.testing.assert_array_equal(computed.values, values(sets, eps=0.2))
@@ -177,12 +181,21 @@ SPOILED[3, 1] = math.nan
 @pytest.mark.parametrize(
     ("far", "message"),
     [
-        (Labelled(SPOILED, FAR.labels), "far: features: sample 3 holds NaN or infinity"),
-        (Labelled(FAR.features[:, :3], FAR.labels), "near to far: .*16 .* 3.* from the same model"),
-        (Labelled(FAR.features, FAR.labels + 1), r"far: .* label 5, outside \[0, 5\)"),
-        (Labelled(FAR.features, FAR.labels[:9]), r"far: labels of features must be int64 \[45\]"),
-        (Labelled(FAR.features[:1], FAR.labels[:1]), "far: one sample; a distance needs at least"),
-        (Labelled(0 * FAR.features, FAR.labels), "far to far: all costs are zero"),
+        (LabelledFeatures(SPOILED, FAR.labels), "far: features: sample 3 holds NaN or infinity"),
+        (
+            LabelledFeatures(FAR.features[:, :3], FAR.labels),
+            "near to far: .*16 .* 3.* from the same model",
+        ),
+        (LabelledFeatures(FAR.features, FAR.labels + 1), r"far: .* label 5, outside \[0, 5\)"),
+        (
+            LabelledFeatures(FAR.features, FAR.labels[:9]),
+            r"far: labels of features must be int64 \[45\]",
+        ),
+        (
+            LabelledFeatures(FAR.features[:1], FAR.labels[:1]),
+            "far: one sample; a distance needs at least",
+        ),
+        (LabelledFeatures(0 * FAR.features, FAR.labels), "far to far: all costs are zero"),
     ],
 )
 def test_a_matrix_of_a_bad_set_is_refused_by_name(far, message):

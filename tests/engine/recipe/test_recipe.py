@@ -28,7 +28,7 @@ def write(path: Path, text: str) -> str:
 def test_every_row_of_a_campaign_resolves_and_is_read_back_from_a_plan(campaign):
     for method in methods_of(campaign):
         resolved = load_recipe(campaign, method=method)
-        assert resolved.method.name == campaigns.read(campaign).base(method)
+        assert resolved.method.name == campaigns.read_campaign(campaign).base(method)
         assert {*resolved.trained_sets} <= {*resolved.dataset.evaluated_sets}
         stored = json.loads(json.dumps(dataclasses.asdict(CellPlan(resolved))))
         assert cell_of_plain(stored) == CellPlan(resolved)

@@ -32,7 +32,7 @@ def test_it_is_refused_soon_in_a_line_that_names_the_file(tmp_path, text, messag
     file.write_text(text)
     started = time.monotonic()
     with pytest.raises(RecipeError, match=message) as caught:
-        yaml_text.read(file)
+        yaml_text.read_yaml(file)
     assert time.monotonic() - started < 10
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -51,7 +51,7 @@ def test_it_is_refused_soon_in_a_line_that_names_the_file(tmp_path, text, messag
     ],
 )
 def test_a_value_is_a_number_or_a_text(text, value):
-    read = yaml_text.parse(f"a: {text}", "x")["a"]
+    read = yaml_text.parse_yaml(f"a: {text}", "x")["a"]
     assert read == value and type(read) is type(value)
 
 
@@ -68,6 +68,6 @@ VALUES = st.recursive(
 def test_what_is_written_is_read_as_it_was(values):
     text = yaml_text.dump(values)
     try:
-        assert repr(yaml_text.parse(text, "x")) == repr(values)
+        assert repr(yaml_text.parse_yaml(text, "x")) == repr(values)
     except RecipeError as error:
         assert "nested lists and mappings" in str(error)

@@ -37,7 +37,7 @@ def test_the_documented_schema_is_that_of_the_types_and_the_file_fits_it(folder)
 
 
 def test_numbers_are_those_of_the_report(folder):
-    read = results_file.read((folder / "results.json").read_bytes())
+    read = results_file.read_results((folder / "results.json").read_bytes())
     mri = pandas.read_csv(folder / "mri.csv")
     numbers = pandas.DataFrame(msgspec.to_builtins(read.numbers)).query("quantity == 'mRI'")
     both = mri.merge(numbers, on=["method", "alpha"])

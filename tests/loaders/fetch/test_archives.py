@@ -20,7 +20,7 @@ MEMBERS = {f"top/n{i % 3}/{i}.png": bytes([i % 256]) * (i % 70) for i in range(3
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {file.path: trees.read(file.place) for file in trees.files(root)}
+    return {file.path: trees.read_image(file.place) for file in trees.files(root)}
 
 
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: os.truncate(path, 40)])

@@ -29,9 +29,9 @@ def path(tmp_path) -> Path:
 
 def test_values_are_read_as_their_type(path):
     path.write_text('{"at": 2, "count": 1, "place": "a/b"}')
-    assert typed_json.read(path, Strict, "delete it") == Strict(1, 2.0, Path("a/b"))
+    assert typed_json.read_json(path, Strict, "delete it") == Strict(1, 2.0, Path("a/b"))
     path.write_text('[["x", 3]]')
-    assert typed_json.read(path, list[Pair], "delete it") == [Pair("x", 3)]
+    assert typed_json.read_json(path, list[Pair], "delete it") == [Pair("x", 3)]
 
 
 @pytest.mark.parametrize(
@@ -49,24 +49,24 @@ def test_values_are_read_as_their_type(path):
 def test_what_does_not_fit_is_named_with_the_remedy(path, content):
     path.write_bytes(content)
     with pytest.raises(DamagedFile, match=rf"^{path} is damaged \(.+\); delete it$"):
-        typed_json.read(path, Strict, "delete it")
+        typed_json.read_json(path, Strict, "delete it")
 
 
 def test_a_file_of_more_values_than_memory_holds_is_not_decoded(path):
     content = b'{"at": [' + b"[]," * 2_500_000 + b"0]}"
     path.write_bytes(content)
     with pytest.raises(DamagedFile, match=r"\(more than 5,000,000 values\); delete it$"):
-        typed_json.read(path, dict[str, Any], "delete it")
+        typed_json.read_json(path, dict[str, Any], "delete it")
     with pytest.raises(msgspec.DecodeError, match="more than 5,000,000 values"):
-        results_file.read(content)
+        results_file.read_results(content)
 
 
 def test_a_folder_is_a_damaged_file_and_a_missing_one_is_not(path):
     with pytest.raises(FileNotFoundError):
-        typed_json.read(path, Strict, "delete it")
+        typed_json.read_json(path, Strict, "delete it")
     path.mkdir()
     with pytest.raises(DamagedFile, match=f"{path} is a folder, not a file; move it away"):
-        typed_json.read(path, Strict, "delete it")
+        typed_json.read_json(path, Strict, "delete it")
 
 
 def test_a_file_with_a_digest_is_read_unless_a_value_was_altered(path):

@@ -39,8 +39,10 @@ def test_groups_are_in_the_table_the_files_the_page_and_results_json(results):
         line = next(line for line in text.partition("on b: ")[2].splitlines() if row.method in line)
         shown = [row.accuracy_pct, row.macro_f1_pct, row.value_pct]
         assert all(f"{number:.1f}" in line for number in shown) and row.group in line
-    content = results_file.of(results, number_files.all_numbers(results.grid, results.probe_sets))
-    read = results_file.read(results_file.encode(content))
+    content = results_file.campaign_results(
+        results, number_files.all_numbers(results.grid, results.probe_sets)
+    )
+    read = results_file.read_results(results_file.encode(content))
     assert read == content and len(read.groups) == len(table)
     assert sum(row.is_worst for row in read.groups) == len(table) / 4
 
@@ -56,7 +58,7 @@ def test_a_campaign_stores_the_columns_of_a_set_with_its_predictions(
     monkeypatch.setattr(LabelledSet, "columns", property(columns))
     report = campaigns.run(folder, "methods=[linear_probe]", "downstreams=[outline]")
     (place,) = (report.parent / "plans").iterdir()
-    rows = record.read(PlanFolder(place)).evaluations
+    rows = record.read_record(PlanFolder(place)).evaluations
     stored = {row.evaluated_on: predictions.columns_of(row.path) for row in rows}
     assert stored == {"upstream": [], "outline": [], "tinted": ["copy"], "few": []}
     of_groups = campaigns.rows(report / "groups.csv")

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: the text tower makes the head of the vision tower.
+"""Weights of open_clip's hub: zero-shot CLIP, whose text tower makes the head of the vision tower.
 
 The result is a timm ViT (projection to unit vectors, then a linear head), or open_clip's vision
 tower with such a head, so every method, merge and evaluation works on it. The text tower runs
@@ -7,9 +7,7 @@ once.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +19,11 @@ from torch import nn
 from engine import models
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.machine import ranks
+from engine.machine.files import cache_folder
 from engine.model_files.weights import load_weights, weights_file
 from engine.models import clip, hub_errors
+from engine.models.clip import ClassTexts, imagenets_texts
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
 log = logging.getLogger(__name__)
@@ -31,32 +32,7 @@ CLASSES_AT_ONCE = 4  # with 80 prompts each: below 2 GB of activations in the te
 TOLERANCE = 1e-3  # of unit embeddings; a wrong activation function changes them far more
 
 
-@dataclass(frozen=True)
-class ClassTexts:
-    """What a text tower reads: the words of each of the head's classes, in order, in each template.
-
-    A template has `{}` in place of the words.
-    """
-
-    words: tuple[str, ...]
-    templates: tuple[str, ...]
-
-    def key(self, weights: WeightsRecipe) -> dict[str, Any]:
-        """Its part in the key of an artefact; {} for ImageNet-1K's, which `weights` says."""
-        return {} if self == imagenets_texts(weights) else {"texts": dataclasses.asdict(self)}
-
-
-def imagenets_texts(weights: WeightsRecipe) -> ClassTexts:
-    """OpenAI's words of IN-1K's classes, in the order of sorted wnids, in 80 or 7 templates."""
-    open_clip = clip.package()
-    templates = open_clip.SIMPLE_IMAGENET_TEMPLATES
-    if weights.templates == "full":
-        templates = open_clip.OPENAI_IMAGENET_TEMPLATES
-    words = tuple(open_clip.IMAGENET_CLASSNAMES)
-    return ClassTexts(words, tuple(template("{}") for template in templates))
-
-
-def classifier(recipe: ModelRecipe, cache: Path, texts: ClassTexts | None = None) -> nn.Module:
+def fetch(recipe: ModelRecipe, cache: Path, texts: ClassTexts | None = None) -> nn.Module:
     """The recipe's model with open_clip's weights and a zero-shot head.
 
     The head is the mean over templates of the unit text features of each class's words, normalized
@@ -106,6 +82,11 @@ def open_model(recipe: ModelRecipe, cache: Path) -> Any:
             "open_clip_model.safetensors on another machine and set model.weights.path=FILE"
         ) from error
     return model.eval()
+
+
+def open_on(device: torch.device, recipe: ModelRecipe) -> Any:
+    """A new copy of `open_model`'s model on a device; the first rank downloads it for all."""
+    return ranks.first(lambda: open_model(recipe, cache_folder())).to(device)
 
 
 def head(model: Any, name: str, texts: ClassTexts) -> torch.Tensor:

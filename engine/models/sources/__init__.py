@@ -1,0 +1,1 @@
+"""Sources of pretrained weights, found by name: a module defines `fetch` (`pretrained`)."""
