@@ -18,7 +18,6 @@ from engine.commands import doctor
 from engine.cost import estimate, rates
 from engine.recipe.campaigns import recipe_names
 from helpers import fork_server
-from helpers.shared import kept, of_all
 
 NAMES = ["preflight", "tests", "kernels", "compile", "headline", "smoke", "ranks", "train"]
 NAMES += ["transport", "evaluation", "engine"]
@@ -50,15 +49,6 @@ def run(out, *words: str) -> tuple[int, dict]:
 def summary(out: Path) -> dict:
     rows = json.loads((out / "summary.json").read_text())["rows"]
     return {row.pop("stage"): row for row in rows}
-
-
-@pytest.fixture
-def compiled(pytestconfig, tmp_path_factory, monkeypatch) -> Path:
-    """Where compiled code is that other tests, and earlier runs of tests, have made."""
-    name = f"compiled-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
-    folder = kept(pytestconfig, name, of_all(tmp_path_factory) / name)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
-    return folder
 
 
 def rows_of(out: Path, name: str) -> list[dict]:
@@ -243,11 +233,10 @@ def test_jobs_side_by_side_take_the_gpus_that_the_caller_may_use(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(compiled, tmp_path):
+def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(tmp_path):
     words = ["compile", "headline", "train", "engine", "--device", "cpu", "--small"]
     command = [sys.executable, "-m", "bench.gpu", *words, "--out", str(tmp_path)]
-    environ = BARE | {"TORCHINDUCTOR_CACHE_DIR": str(compiled)}
-    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, env=BARE, capture_output=True, text=True)
     outcomes = summary(tmp_path)
     states = [outcome["state"] for outcome in outcomes.values()]
     assert states == ["green", "green", "not run", "not run"], ended.stdout[-3000:]
@@ -264,7 +253,7 @@ def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(
 
 
 @pytest.mark.slow
-def test_graphs_of_the_headline_and_the_engine_are_compiled(compiled, tmp_path):
+def test_graphs_of_the_headline_and_the_engine_are_compiled(tmp_path):
     assert run(tmp_path, "compile", "--small")[0] == 0
     parts = [row["what"] for row in rows_of(tmp_path, "compile")]
     assert parts[:4] == ["fine_tune", "visual_prompt", "lora", "evaluation"]
