@@ -6,9 +6,9 @@ p_m are member m's probabilities for an image, and H_m is their entropy (Oh et a
 output ensemble of their release). Their main method averages weights instead of outputs, with the
 same w_m, and so builds a model for each image.
 
-The release also divides logits by temperatures, constants near 1 for its CLIP models, and shifts
-the w_m by statistics of the whole test set. Here the temperature is 1, and the prediction for an
-image does not depend on other images.
+Differs from the authors' code: the temperature is 1, and the prediction for an image does not
+depend on other images; the authors divide logits by constants near 1 for their CLIP models, and
+shift the w_m by statistics of the whole test set.
 """
 
 from __future__ import annotations

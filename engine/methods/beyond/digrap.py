@@ -13,9 +13,11 @@ holds the weights of one output; a vector is a single row.
 
 The paper's algorithm names a normalisation of omega's gradient and does not show it. The sum over
 normalised rows is that of the authors' earlier code (SPCG in chengyuehuang511/vlm_robustness, for
-matrices only, whose learning rate of omega is the default). We read neither the paper's text beyond
-the algorithm nor its release. The projection includes the head, since the pretrained head already
-covers the classes.
+matrices only, whose learning rate of omega is the default). The projection includes the head, since
+the pretrained head already covers the classes.
+
+Differs from the authors' code: not known; neither their release nor the paper's text beyond the
+algorithm was read.
 """
 
 from __future__ import annotations

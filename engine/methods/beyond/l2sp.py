@@ -4,6 +4,9 @@ The penalty is alpha/2 * sum (theta_i - theta_pre_i)^2. By default (`head=shared
 head, since the benchmark's pretrained heads already cover the classes. With `head=new` the head has
 the penalty beta/2 * sum theta_i^2 instead.
 
+Differs from the authors' code: by default the head is pulled to its pretrained values; the authors'
+heads are new, and have the second penalty.
+
 EWC `variant=released` has the same penalty without the 1/2: its lambda of 1, the released code's
 value, is an alpha of 2. EWC `original` weighs each parameter by its Fisher. The optimizer applies
 the penalty in its step.

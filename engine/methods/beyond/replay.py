@@ -4,7 +4,9 @@
 
 u_bk are images of the upstream training split, drawn anew for each downstream image b and epoch.
 `images: 1` with `weight: 1` is the mixture of one new and one old image that Rolnick et al. use.
-Their buffer holds a part of the old data; here draws are uniform over all of it.
+
+Differs from the authors' code: draws are uniform over all old images; the authors' buffer holds a
+part of them.
 
 Draws depend on seed, epoch and downstream image alone, so ranks, accumulation and interruptions do
 not change them. Upstream and downstream images pass through the model together, so batch norms that
