@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training.optim import Penalised, build
+from engine.training.optim import Penalised, build, learning_rate
 from helpers.twins import assert_near
 from kernels import ewc
 
@@ -63,6 +64,19 @@ def test_only_gradients_are_looked_at_in_every_step(options, monkeypatch):
             [*named.values(), *(state[next(iter(state))] for state in optimizer.state.values())]
         )
     assert all(map(torch.equal, *ends))
+
+
+def test_rates_are_those_of_torchs_warm_up_and_cosine():
+    total, warmup, base = 11, 3, 0.2
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], base)
+    linear = LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
+    cosine = CosineAnnealingLR(optimizer, total - warmup)
+    schedule = SequentialLR(optimizer, [linear, cosine], [warmup])
+    for step in range(total):
+        expected = schedule.get_last_lr()[0]
+        assert learning_rate(step, total, warmup, base) == pytest.approx(expected, rel=1e-9)
+        optimizer.step()
+        schedule.step()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
