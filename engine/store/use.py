@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
@@ -40,10 +41,15 @@ _IDENTIFIER = re.compile("[0-9a-f]{32}")
 
 
 class Listed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A runs folder in its store's list. host: that of the command that listed it."""
+    """A runs folder in its store's list. path: quoted as in a URL, since it may not be UTF-8. host:
+    that of the command that listed it."""
 
     path: str
     host: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(os.fsdecode(unquote_to_bytes(self.path)))
 
 
 @contextlib.contextmanager
@@ -105,7 +111,7 @@ def others(store: Store) -> tuple[dict[Path, Path], list[str]]:
         except (OSError, DamagedFile) as error:
             doubts.append(str(error))
             continue
-        folder = Path(listed.path)
+        folder = listed.folder
         if _is_another(folder, identifier, runs):
             found[folder] = file
         elif _identifier(folder) != identifier != _identifier(runs):
@@ -119,23 +125,23 @@ def others(store: Store) -> tuple[dict[Path, Path], list[str]]:
 def _enlist(store: Root) -> None:
     """Lists the runs folder above a store as its user. Raises OSError if it cannot be written."""
     runs = store.path.parent
-    path = str(runs.resolve())
-    if _path_of(store, _identifier(runs)) == path:
+    here = Listed(quote(os.fsencode(runs.resolve())), socket.gethostname())
+    listed = _listed(store, _identifier(runs))
+    if listed and listed.path == here.path:
         return
     with Root(runs).open(ID, "a+b") as file:
         with contextlib.suppress(OSError):  # a file system without flock
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         identifier = _checked(file.read(99))
-        listed = _path_of(store, identifier)
-        if not identifier or (listed and _is_another(Path(listed), identifier, runs)):  # a copy
+        listed = _listed(store, identifier)
+        if not identifier or (listed and _is_another(listed.folder, identifier, runs)):  # a copy
             identifier = uuid.uuid4().hex
             file.truncate(0)
             file.write(identifier.encode())
             file.flush()
             os.fsync(file.fileno())
-    content = msgspec.json.encode(Listed(path, socket.gethostname()))
-    store.write(f"{USED_BY}/{identifier}{_END}", content)
+    store.write(f"{USED_BY}/{identifier}{_END}", msgspec.json.encode(here))
 
 
 def _is_another(folder: Path, identifier: str, runs: Path) -> bool:
@@ -145,7 +151,7 @@ def _is_another(folder: Path, identifier: str, runs: Path) -> bool:
 
 def _identifier(runs: Path) -> str:
     """A runs folder's identifier; empty if it has none or cannot be read."""
-    with contextlib.suppress(OSError, DamagedFile):
+    with contextlib.suppress(OSError, ValueError):
         return _checked(Root(runs).read(ID, 99))
     return ""
 
@@ -155,9 +161,9 @@ def _checked(text: bytes) -> str:
     return identifier if _IDENTIFIER.fullmatch(identifier) else ""
 
 
-def _path_of(store: Root, identifier: str) -> str:
-    """The path that a store lists for an identifier; empty if it lists none."""
+def _listed(store: Root, identifier: str) -> Listed | None:
+    """The runs folder that a store lists under an identifier; None if it lists none."""
     file = store.path / USED_BY / f"{identifier}{_END}"
     with contextlib.suppress(OSError, DamagedFile):
-        return typed_json.read_json(file, Listed, "", store).path
-    return ""
+        return typed_json.read_json(file, Listed, "", store)
+    return None

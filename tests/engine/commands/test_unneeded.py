@@ -269,6 +269,20 @@ def test_folders_that_moved_are_known(runs, other, held, gc, tmp_path):
     assert cli.main(["gc", str(by_another_path), "--yes"]) == 0
 
 
+@pytest.mark.parametrize("name", [b"\xff", "ä ö%20".encode(), b"\n"])
+def test_any_path_can_be_listed(runs, held, gc, tmp_path, name):
+    other = tmp_path / os.fsdecode(name)
+    other.mkdir()
+    share(other, runs)
+    share(other, runs)
+    finish(begun(runs), held[:1])
+    finish(begun(other, "theirs"), held[1:2])
+    gc("--yes")
+    assert left(runs) == {*held[:2]} and len(listed(runs)) == 1
+    listed(runs)[0].write_text('{"path": "/%00", "host": "x"}')
+    assert "cannot be read here" in gc("--yes", refused=True)
+
+
 def test_a_copy_is_another_folder(runs, held, gc, tmp_path, capsys):
     """With the store, its list names the original until the file is deleted; without, a command in
     the copy gives it an identifier of its own."""
