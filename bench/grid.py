@@ -101,7 +101,7 @@ class Grid:
         with report.open(encoding="utf-8") as file:
             rows = csv.DictReader(file)
             self.tables.append(
-                {tuple(row[key] for key in keys): float(row["accuracy"]) for row in rows}
+                {tuple(row[key] for key in keys): float(row["accuracy_pct"]) for row in rows}
             )
 
     def plain(self, start: Callable[[Sequence[str]], object] | None = None) -> None:
@@ -119,7 +119,7 @@ class Grid:
         }
         file.write_text(json.dumps(settings), "utf-8")
         program = [sys.executable, plain_grid.__file__, str(file)]
-        start([*program, "pre"])
+        start([*program, "pretrained"])
 
         def column(downstream: str) -> None:
             for method in METHODS:
@@ -166,7 +166,7 @@ def agree(engine: Table, plain: Table, sizes: Mapping[str, int]) -> None:
     mean = sum(differences.values()) / len(differences)
     image = 100.1 / min(sizes.values())
     most = max(MOST_POINTS, image)
-    exact = all(value <= image for key, value in differences.items() if key[0] == "pre")
+    exact = all(value <= image for key, value in differences.items() if key[0] == "pretrained")
     assert exact and differences[worst] <= most and mean <= MEAN_POINTS, (
         f"accuracies differ by {mean:.2f} points on average; {worst}: {engine[worst]:.2f} by the "
         f"engine, {plain[worst]:.2f} by the plain script"

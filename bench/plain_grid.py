@@ -5,7 +5,7 @@
 It trains a model on one set with one method, evaluates it on every set, and writes weights and
 accuracies. It does what the benchmark's released code does: a process a cell; every image decoded
 from its file whenever a model sees it, by a worker process of a DataLoader; LwF's teacher in every
-step; a pass over a set for each model. As there, the pretrained model is a cell too (`pre`),
+step; a pass over a set for each model. As there, the pretrained model is a cell too (`pretrained`),
 LP-FT, WiSE-FT (alpha 0.5) and soups load the cells that they are made of, which must be finished,
 EWC has lambda 1 and no Fisher and LwF no T^2.
 
@@ -93,7 +93,7 @@ def cross_entropy(x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y)
 
 
-def pre(cell: Cell) -> State:
+def pretrained(cell: Cell) -> State:
     return cell.start
 
 
@@ -155,7 +155,9 @@ def mixed(parts: list[tuple[float, State]]) -> State:
     }  # type: ignore[return-value]
 
 
-METHODS = {f.__name__: f for f in (pre, fine_tune, linear_probe, ewc, lwf, lp_ft, wise_ft, soup)}
+METHODS = {
+    f.__name__: f for f in (pretrained, fine_tune, linear_probe, ewc, lwf, lp_ft, wise_ft, soup)
+}
 
 
 def train(cell: Cell, net: nn.Module, loss_of: Loss, frozen: bool = False) -> State:

@@ -97,7 +97,7 @@ def campaign(number: int, draws: int) -> Grid:
                 sums.append(np.column_stack([*measured.values()]))
                 means = 100 * sums[-1].mean(axis=0)
                 numbers.append(
-                    {"n": SOURCES, "sources": SOURCES, **dict(zip(names, means, strict=True))}
+                    {"images": SOURCES, "sources": SOURCES, **dict(zip(names, means, strict=True))}
                 )
                 evaluations.append(Evaluation(*arm, downstream, name, Path()))
         joined = np.concatenate(sums, axis=1)

@@ -134,8 +134,8 @@ def results(name: str, *settings: Settings) -> pandas.DataFrame:
 
     Columns as in `accuracy.csv`: model (the pretrained model), method, variant (`original` or
     `released`), alpha (of weight averages), setting (varied keys), downstream (empty before
-    fine-tuning), evaluated_on, n (images), accuracy (percent), headline (whether tables show this
-    alpha). Raises CampaignError if there is no finished campaign with these settings.
+    fine-tuning), evaluated_on, images, accuracy_pct, headline (whether tables show this alpha).
+    Raises CampaignError if there is no finished campaign with these settings.
     """
     from engine.campaigns.find_campaign import find_campaign
     from engine.measures import metrics
@@ -144,7 +144,7 @@ def results(name: str, *settings: Settings) -> pandas.DataFrame:
     run = find_campaign(name, parsed(settings))
     asked = run.record.sets, run.record.upstream, run.record.downstreams
     grid = metrics.gather(run.evaluations, *asked, draws=1)
-    return grid.cells[[*metrics.KEY, "n", "accuracy", "headline"]]
+    return grid.accuracies
 
 
 def predictions(

@@ -88,5 +88,5 @@ def test_every_cell_of_the_notebook_runs(folder, finished, capsys):
     head, *rows = [row.split(",") for row in rows]
     for row in (dict(zip(head, row, strict=True)) for row in rows):
         if row["method"] in campaigns.METHODS and row["alpha"] in ("", "0.5"):
-            assert scope["mri"][row["method"]] == pytest.approx(float(row["mri"]), abs=1e-4)
+            assert scope["mri"][row["method"]] == pytest.approx(float(row["mRI_pts"]), abs=1e-4)
     assert "parameters" in shown

@@ -106,17 +106,18 @@ def verify(run: Builder, tolerance: float = TOLERANCE) -> list[AccuracyCheck]:
         passes.evaluate(run, [mix], [name], split)
         model = EvaluatedModel.named(recipe.model.name, mix)
         (seen,) = accuracies.on_set(run, [model], name, split, intervals=True)
-        assert seen.low is not None and seen.high is not None
+        assert seen.accuracy_low is not None and seen.accuracy_high is not None
         pack = run.sets[name].pack
         run.sets.release(name)
         check = AccuracyCheck(
             name,
-            seen.n,
-            seen.accuracy,
+            seen.images,
+            seen.accuracy_pct,
             published,
-            tolerance + _sampling(recipe, name, seen.n, timm if published is None else published),
+            tolerance
+            + _sampling(recipe, name, seen.images, timm if published is None else published),
             _why_not(recipe, name, published, run.sets.seen_by_head(name, split)),
-            (seen.high - seen.low) / 2,
+            (seen.accuracy_high - seen.accuracy_low) / 2,
             kind_of(recipe.dataset, name).shortfall(pack),
             split,
             timm,

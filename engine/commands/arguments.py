@@ -496,7 +496,7 @@ def export(parser: Parser) -> None:
     add("source", metavar="CAMPAIGN | CELL",
         help="finished campaign, or folder of runs/store/cells")  # fmt: skip
     _settings(parser, THE_CAMPAIGNS)
-    add("--method", help="method of the table, or pre for the pretrained model")
+    add("--method", help="method of the table, or `pretrained`")
     add("--downstream", help="downstream dataset of the model")
     add("--setting", help="setting, if the campaign varies one, such as train.epochs=2")
     add("--alpha", type=float, help="alpha of WiSE-FT, if the campaign has several")

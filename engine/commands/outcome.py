@@ -30,16 +30,20 @@ def show(run: Run, cell: Cell) -> None:
     rows = []
     for name in [*sets, *filter(None, [recipe.dataset.upstream]), *recipe.dataset.evaluate_on]:
         before, after = compared[name]
-        assert after.change is not None and after.change_low is not None
+        assert after.change_pts is not None and after.change_low is not None
         assert after.change_high is not None
-        numbers = f"{before.accuracy:.1f}", f"{after.accuracy:.1f}", f"{after.change:+.1f}"
+        numbers = (
+            f"{before.accuracy_pct:.1f}",
+            f"{after.accuracy_pct:.1f}",
+            f"{after.change_pts:+.1f}",
+        )
         half_width = f"±{rounded((after.change_high - after.change_low) / 2, 1)}"
         mark = "" if name in others else "*"
-        rows.append([name, f"{after.n}", *numbers, half_width, mark])
+        rows.append([name, f"{after.images}", *numbers, half_width, mark])
     title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
     if others and {*recipe.trained_sets} <= {*sets}:
-        before, after = ({n: pair[k].accuracy for n, pair in compared.items()} for k in (0, 1))
+        before, after = ({n: pair[k].accuracy_pct for n, pair in compared.items()} for k in (0, 1))
         ri = robustness_improvement(downstream, after, before, sets)
         print(f"RI {ri:+.2f} points, the mean change over the datasets without *")
     print("±: half of the 95% interval over source images")

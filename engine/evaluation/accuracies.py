@@ -47,20 +47,20 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class OnSet(ModelOnSet):
-    """Top-1 accuracy of a model on a dataset in percent, over `n` images; a mean over seeds.
+    """Top-1 accuracy of a model on a dataset, over a number of images; a mean over seeds.
 
-    headline: whether tables show the model's row. low, high: its 95% interval over source images
-    (`bootstrap`), or None. change: from the first model's accuracy, in points, with its interval;
-    None for the first model. classes: number of possible predictions; mask: `none`, or `present` if
-    only the dataset's classes are possible.
+    headline: whether tables show the model's row. accuracy_low, accuracy_high: its 95% interval
+    over source images (`bootstrap`), or None. change_pts: from the first model's accuracy, with its
+    interval; None for the first model. classes: number of possible predictions; mask: `none`, or
+    `present` if only the dataset's classes are possible.
     """
 
-    n: int
-    accuracy: float
+    images: int
+    accuracy_pct: float
     headline: bool = True
-    low: float | None = None
-    high: float | None = None
-    change: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    change_pts: float | None = None
     change_low: float | None = None
     change_high: float | None = None
     mask: str = "none"
@@ -133,7 +133,7 @@ def on_set(
     for (row, headline), of_seeds in rights.items():
         mean = fmean(100 * right.sum() / total for right in of_seeds)
         of_set = OnSet(*row.key, len(images.images), mean, headline, mask=mask, classes=classes)
-        rows.append(replace(of_set, change=mean - rows[0].accuracy if rows else None))
+        rows.append(replace(of_set, change_pts=mean - rows[0].accuracy_pct if rows else None))
     return _with_intervals(rows, images, list(rights.values())) if intervals else rows
 
 
@@ -166,7 +166,7 @@ def _with_intervals(
         value, ends = each.mean(axis=0), bootstrap.interval(samples)
         ends = bootstrap.ends_of_shares(value, samples, ends, sources)
         low, high = seeds.widened(value, ends, seeds.of_mean(each)).clip(0, 100)[:, 0].tolist()
-        row = replace(row, low=low, high=high)
+        row = replace(row, accuracy_low=low, accuracy_high=high)
         if found:  # the first model has no change
             change, ends = each - by_seed[0], bootstrap.interval(samples - draws[0])
             ends = seeds.widened(change.mean(axis=0), ends, seeds.of_mean(change))

@@ -138,7 +138,9 @@ def _one_model(
     """The model of an average of weights."""
     if isinstance(average, Ensemble):
         folders = (parents[name].artifact.folder for name in average)
-        members = [str(f) if (f / CELL).is_file() else "CAMPAIGN --method pre" for f in folders]
+        members = [
+            str(f) if (f / CELL).is_file() else "CAMPAIGN --method pretrained" for f in folders
+        ]
         raise ValueError(
             f"{title} averages the outputs of {len(members)} models and is not a single model. "
             "Export its members, and average their outputs: "

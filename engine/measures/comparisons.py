@@ -79,7 +79,7 @@ def compare_pairs(
             table[f"{side}_mean"] = [values[key] for key in keys]
         tables.append(table.assign(adjusted_p=holm(table["p"].to_numpy())))
     table = pandas.concat(tables, ignore_index=True)
-    images = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")["n"]
+    images = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")["images"]
     images[""] = images.sum()
     is_replicated = len(grid.seeds) == 1 and grid.again is not None
     quantity = "RI, points" if downstream else "mRI, points"

@@ -107,9 +107,9 @@ def _of_arm(
         "upstream": cells[cells["evaluated_on"] == grid.upstream],
     }
     parts = {name: of for name, of in parts.items() if len(of)}
-    images = parts["downstream"].set_index("evaluated_on")[["n", "before"]]
+    images = parts["downstream"].set_index("evaluated_on")[["images", "before"]]
     for name, n, before in images.itertuples():
-        if grid.cells["n"].iloc[before] != n:
+        if grid.cells["images"].iloc[before] != n:
             raise ValueError(
                 f"models fine-tuned on {name} and the pretrained model saw different images of "
                 "it: evaluate all of them on the same split"

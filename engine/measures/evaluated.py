@@ -38,8 +38,8 @@ def measured(
     temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
     draws: int,
 ) -> tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, Answers]]:
-    """The numbers of each evaluation (n, sources, and measures); by measure their draws, float32
-    [B, evaluations]; and by dataset the answers of the models that were not trained on it."""
+    """The numbers of each evaluation (images, sources, and measures); by measure their draws,
+    float32 [B, evaluations]; and by dataset the answers of models that were not trained on it."""
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     shape = draws, len(evaluations)
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}
@@ -90,7 +90,7 @@ def _of_set(
                 cases = scores.of_images(after, before)
                 of_sources = np.stack([bank.by_source(case) for case in cases.values()], axis=1)
                 means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
-                of_row: dict[str, float] = {"n": len(after.label)}
+                of_row: dict[str, float] = {"images": len(after.label)}
                 of_row["sources"] = float(bank.total.sum() ** 2 / (bank.total**2).sum())
                 of_row |= dict(zip(cases, means, strict=True))
                 of_row |= {name: metric(after, bank.codes) for name, metric in whole_set.items()}

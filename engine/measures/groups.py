@@ -33,7 +33,7 @@ def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pan
     """Accuracy by group and macro F1 of shown arms on datasets that have columns; otherwise empty.
 
     Columns: arm (index in `grid.arms`), downstream (empty: the pretrained model, or the mean over
-    models not fine-tuned on the dataset), evaluated_on, column, group, n (images), value_pct and
+    models not fine-tuned on the dataset), evaluated_on, column, group, images, value_pct and
     change_pts with the bounds of their 95% intervals, and is_worst (whether the group is the worst
     of its column). `MACRO_F1` is a column with one group. Raises ValueError if evaluations of one
     dataset used different images.
@@ -74,7 +74,7 @@ def _of_set(
 
     def add(names: tuple[str, str], n: int, sources: int, values: np.ndarray) -> None:
         names_of_parts.append(names)
-        numbers.extend({"n": n, "sources": sources, "accuracy": of} for of in values.tolist())
+        numbers.extend({"images": n, "sources": sources, "accuracy": of} for of in values.tolist())
 
     for column in predictions.columns_of(rows[0].path):
         names, group_N = np.unique(bank.column(column), return_inverse=True)
@@ -153,8 +153,8 @@ def _numbers(grid: Grid, cells: pandas.DataFrame, by: Sequence[str]) -> pandas.D
     trained = cells[cells["method"] != PRE]
     value = grid.mean(cells, by).table("value_pct", clip=True)
     change = grid.mean(trained, by, of="change").table("change_pts")
-    n = cells.groupby(list(by), sort=False)["n"].first().reset_index()
-    return n.merge(value, on=by).merge(change, on=by, how="left")
+    images = cells.groupby(list(by), sort=False)["images"].first().reset_index()
+    return images.merge(value, on=by).merge(change, on=by, how="left")
 
 
 def accuracy_by_half(evaluations: Sequence[Evaluation], arms: Sequence[Arm]) -> pandas.DataFrame:

@@ -69,7 +69,7 @@ class Grid:
     sets: datasets of RI. downstreams: downstream datasets and unions. seeds: training seeds.
 
     cells: one row per model and dataset, averaged over seeds: `KEY`, headline (whether tables show
-    the arm), on_downstream (whether the model was fine-tuned on the dataset), n (images), accuracy
+    the arm), on_downstream (whether the model was fine-tuned on the dataset), images, accuracy
     and the other measures in percent or points, NaN if a cell has none. Integer columns: arm, the
     index in `arms`; before, the row of the pretrained model on the same dataset; on_upstream, the
     row of the same model upstream, -1 if there is none.
@@ -125,9 +125,9 @@ class Grid:
         `change`.
         """
         groups = cells.groupby(list(by), sort=False)
-        size = groups["n"].transform("size")
+        size = groups["images"].transform("size")
         if list(by) == ["arm"]:
-            of_column = cells.groupby(["arm", "downstream"])["n"].transform("size")
+            of_column = cells.groupby(["arm", "downstream"])["images"].transform("size")
             size = groups["downstream"].transform("nunique") * of_column
         group, weight = groups.ngroup().to_numpy(), (1 / size).to_numpy(float)
         shape = len(self.cells), groups.ngroups
@@ -151,6 +151,12 @@ class Grid:
         table["varies"] = by_arm["varies"].any()
         table["pools"] = table["varies"] & table.pop("headline") & table.pop("trains")
         return table
+
+    @property
+    def accuracies(self) -> pandas.DataFrame:
+        """The cells' `KEY`, images, accuracy_pct and headline."""
+        columns = [*KEY, "images", "accuracy", "headline"]
+        return self.cells[columns].rename(columns={"accuracy": "accuracy_pct"})
 
     @functools.cached_property
     def mri(self) -> Means:
@@ -377,8 +383,8 @@ def grid_of(
     downstreams: Sequence[str],
     answers: Mapping[str, Answers] = MappingProxyType({}),
 ) -> Grid:
-    """The grid of evaluations from their numbers (n, sources, and the measures by name), draws,
-    float32 [B, evaluations] by measure, and answers by dataset, which paired tests need."""
+    """The grid of evaluations from their numbers (images, sources, and the measures by name),
+    draws, float32 [B, evaluations] by measure, and answers by dataset, which paired tests need."""
     arms = {arm: k for k, arm in enumerate(dict.fromkeys(row.arm for row in evaluations))}
     names = [*KEY, "seed", "headline", "trains", "on_downstream", "arm"]
     of_rows = [
@@ -394,7 +400,7 @@ def grid_of(
     of_seed = np.arange(len(seeds)) % size[:, None] + (np.cumsum(size) - size)[:, None]
     by_seed = order[of_seed]
     cells = trained.iloc[by_seed[:, 0]].drop(columns="seed").reset_index(drop=True)
-    for name in trained.columns.drop([*names, "n", "sources"], errors="ignore"):
+    for name in trained.columns.drop([*names, "images", "sources"], errors="ignore"):
         cells[name] = trained[name].to_numpy(float)[by_seed].mean(axis=1)
     keys = list(zip(cells["arm"], cells["downstream"], cells["evaluated_on"], strict=True))
     place, before = {key: k for k, key in enumerate(keys)}, [arms[arm.before] for arm in arms]

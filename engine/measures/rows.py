@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 Scalar = bool | int | float | str  # a value of a varied key
-PRE = "pre"  # the pretrained model in tables, and among the members of soups
+PRE = "pretrained"  # the pretrained model in tables, and among the members of soups
 UNION = "+"  # joins the datasets of a column that trains on several; no dataset has it in its name
 TRIAL = "trial"  # key of a column's setting: the number of its trial
 STEP = "step"  # key of a snapshot's setting: its number of optimizer steps

@@ -45,8 +45,8 @@ def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> 
     root = Root(folder)
     for table in (table for section in sections for table in section.tables):
         place = folder / "tables" / table.name
-        write_csv(place.with_suffix(".csv"), table.data, charts.DIGITS, root)
-        root.write(place.with_suffix(".parquet"), table.data.to_parquet(index=False))
+        write_csv(place.with_suffix(".csv"), table.numbers, charts.DIGITS, root)
+        root.write(place.with_suffix(".parquet"), table.numbers.to_parquet(index=False))
         if len(table.data) <= LONGEST:
             root.write(place.with_suffix(".tex"), latex(table).encode())
     for figure in (figure for section in sections for figure in section.figures):

@@ -10,9 +10,9 @@ import pandas
 from engine.campaigns.plan import RESULTS
 from engine.machine.files import write_atomic
 from engine.measures.all_numbers import all_numbers
-from engine.measures.metrics import KEY, measures
+from engine.measures.metrics import KEY, column_name, measures
 from engine.measures.rows import REPLICATE, of_role
-from engine.measures.tables import with_ends, write_csv
+from engine.measures.tables import write_csv
 from engine.otdd import distance_matrix
 from engine.report import results_file
 from engine.report.results import Results
@@ -38,16 +38,17 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
     """The report's CSV files by name, as described in docs/results.md."""
     grid, cells = results.grid, results.grid.cells
     headline = cells.drop_duplicates("arm").set_index("arm")["headline"]
-    mri = grid.mri.table("mri")
+    units = {name: column_name(name) for name in measures()}
+    mri = grid.mri.table("mRI_pts")
     if len(results.disjoint):
-        disjoint = grid.disjoint_mri.table("disjoint_mri").drop(columns="columns")
+        disjoint = grid.disjoint_mri.table("disjoint_mRI_pts").drop(columns="columns")
         mri = mri.merge(disjoint, how="left", on="arm")
     files = {
-        "accuracy.csv": cells[[*KEY, "n", "accuracy", "headline"]],
+        "accuracy.csv": grid.accuracies,
         "mri.csv": grid.named(mri.assign(headline=mri["arm"].map(headline))),
         INTERVALS: all_numbers(grid, results.probe_sets),
         "comparisons.csv": _comparisons(results),
-        "behaviour.csv": cells[[*KEY, *measures()]],
+        "behaviour.csv": cells[[*KEY, *units]].rename(columns=units),
     }
     if len(results.groups):
         files["groups.csv"] = grid.named(results.groups)
@@ -60,20 +61,20 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
 
 def _by_seed(results: Results) -> pandas.DataFrame:
     """Accuracy of each seed: for all cells, or for the replicated columns."""
-    grid, columns = results.grid, [*KEY, "seed", "n", "accuracy"]
+    grid, columns = results.grid, [*KEY, "seed", "images", "accuracy"]
+    names = {"accuracy": "accuracy_pct"}
     if grid.again is None:
-        return grid.trained[columns]
+        return grid.trained[columns].rename(columns=names)
     seed = {row.seed for row in of_role(results.record.evaluations, REPLICATE)}
     cells = grid.cells[~np.isnan(grid.again)]
     first = cells.assign(seed=grid.seeds[0])
     again = cells.assign(seed=min(seed), accuracy=grid.again[cells.index])
     both = pandas.concat([first, again]).sort_index(kind="stable")
-    return both[columns]
+    return both[columns].rename(columns=names)
 
 
 def _comparisons(results: Results) -> pandas.DataFrame:
-    names = dict(zip(with_ends("difference_pts"), ["difference", "low", "high"], strict=True))
-    rows = results.comparisons.rename(columns=names)
+    rows = results.comparisons
     against = results.grid.named(rows[["against"]].rename(columns={"against": "arm"}))
     table = results.grid.named(rows.drop(columns="against"))
     for k, name in enumerate(("method", "variant", "alpha"), start=5):

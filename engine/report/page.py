@@ -106,7 +106,7 @@ def _view(table: Table) -> dict[str, Any]:
     shown, many = columns.shown(table.data.drop(columns=equal)), len(table.data) > ROWS
     values = {k: list(dict.fromkeys(column.texts)) for k, column in enumerate(shown)}
     return {
-        "csv": csv(table.data, charts.DIGITS),
+        "csv": csv(table.numbers, charts.DIGITS),
         "heads": [table.heads.get(column.name, column.head) for column in shown],
         "numeric": [column.is_numeric for column in shown],
         "above": [

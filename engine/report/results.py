@@ -113,6 +113,42 @@ class Results:
         """The setting of an arm, by its place in the grid's arms."""
         return self.grid.arms[arm].setting
 
+    def with_keys(self, table: pandas.DataFrame) -> pandas.DataFrame:
+        """The table with methods named as in the report's CSV files and in recipes: in place of a
+        title, method (its key), and variant, alpha and setting unless all rows lack them. Titles in
+        the column against become against_method and so on; a curve is of all alphas of a method."""
+        if "curve" in table:
+            curves = [self._by_title.get(text) for text in table["curve"]]
+            table = table.assign(curve=[arm.method if arm else "" for arm in curves])
+        for name, prefix in (("method", ""), ("against", "against_")):
+            if name not in table:
+                continue
+            arms = [self._by_title.get(text, Arm("", text, "", None)) for text in table[name]]
+            table = table.rename(columns={name: f"{prefix}method"})
+            table = table.assign(**{f"{prefix}method": [arm.method for arm in arms]})
+            place = list(table).index(f"{prefix}method") + 1
+            keys = pandas.DataFrame(arms, columns=Arm._fields)[["variant", "alpha", "setting"]]
+            keys = keys.assign(alpha=keys["alpha"].astype(float), setting=keys["setting"].map(str))
+            for key, values in keys.add_prefix(prefix).items():
+                if key in table:
+                    place = list(table).index(key) + 1
+                elif (values.notna() & (values != "")).any():
+                    table.insert(place, str(key), values.to_numpy())
+                    place += 1
+        return table
+
+    @functools.cached_property
+    def _by_title(self) -> dict[str, Arm]:
+        """The arms by their titles in tables, with and without each key of their setting."""
+        methods = self.record.methods
+        arms = {text: Arm("", key, "", None) for key, text in methods.items()}
+        shown = [self.grid.arms[arm] for arm in self.shown["arm"]]
+        parts = (
+            arm._replace(setting=arm.setting.without(key)) for arm in shown for key in arm.setting
+        )
+        arms |= {title(part, methods): part for part in parts}
+        return arms | dict(zip(self.shown["method"], shown, strict=True))
+
     def before(self, model: str) -> dict[str, float]:
         """A pretrained model's accuracy in percent by dataset: those of RI from the easiest to the
         hardest, then the others."""

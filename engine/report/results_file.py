@@ -44,7 +44,7 @@ class Number(_Interval, frozen=True, kw_only=True):
     """A result with its 95% interval: accuracy in percent, RI and mRI in percentage points.
 
     probe_accuracy and probe_change: of heads fitted on a probe set, `evaluated_on`.
-    method: `pre` is the pretrained model. downstream: the downstream dataset, or empty for a mean
+    method: as in recipes, or `pretrained`. downstream: the downstream dataset, or empty for a mean
     over them and before fine-tuning. evaluated_on: the evaluated dataset, or empty for a mean.
     """
 
@@ -55,13 +55,13 @@ class GroupNumber(_Interval, frozen=True, kw_only=True):
     """Accuracy in percent on a group of a dataset's images with its 95% interval, or macro F1.
 
     column, group: the group's column and value; macro F1 is the column `macro_f1` without groups.
-    n: images. is_worst: whether the accuracy is the lowest of the column. Other fields: as of
+    is_worst: whether the accuracy is the lowest of the column. Other fields: as of
     `Number`.
     """
 
     column: str
     group: str
-    n: int
+    images: int
     is_worst: bool
 
 

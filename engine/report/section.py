@@ -34,9 +34,11 @@ class Figure:
 class Table:
     """A table's numbers, exported in full to `report/tables/NAME.csv`, `.parquet` and `.tex`.
 
-    best: columns whose largest number is bold in LaTeX. hides_equal: whether the page leaves out
-    columns that are equal in all rows. above: rows of percentages by title and column, which the
-    page shows above the others. heads: names of columns on the page, where they differ.
+    data: as the page and LaTeX show it, with methods' titles. best: columns whose largest number is
+    bold in LaTeX. hides_equal: whether the page leaves out columns that are equal in all rows.
+    above: rows of percentages by title and column, which the page shows above the others. heads:
+    names of columns on the page, where they differ. file: as CSV and Parquet have it, with methods'
+    keys (`Results.with_keys`); None: data.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Table:
     hides_equal: bool = False
     above: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     heads: Mapping[str, str] = field(default_factory=dict)
+    file: pandas.DataFrame | None = None
+
+    @property
+    def numbers(self) -> pandas.DataFrame:
+        """The content of the CSV and Parquet files."""
+        return self.data if self.file is None else self.file
 
 
 @dataclass(frozen=True)

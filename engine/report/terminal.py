@@ -157,10 +157,11 @@ def accuracies(rows: Sequence[OnSet]) -> str:
 
 
 def _accuracy(row: OnSet) -> list[str]:
-    accuracy, name = rounded(row.accuracy, 2), row.model if row.alpha is None else f"{row.alpha:g}"
-    if row.low is not None and row.high is not None:
-        accuracy += f" ±{rounded((row.high - row.low) / 2, 2)}"
-    return [name, row.evaluated_on, f"{row.n:,}", f"{row.classes:,}", accuracy]
+    accuracy, low, high = rounded(row.accuracy_pct, 2), row.accuracy_low, row.accuracy_high
+    name = row.model if row.alpha is None else f"{row.alpha:g}"
+    if low is not None and high is not None:
+        accuracy += f" ±{rounded((high - low) / 2, 2)}"
+    return [name, row.evaluated_on, f"{row.images:,}", f"{row.classes:,}", accuracy]
 
 
 def changes(rows: Sequence[OnSet], downstreams: Sequence[str], titles: Mapping[str, str]) -> str:
@@ -168,19 +169,19 @@ def changes(rows: Sequence[OnSet], downstreams: Sequence[str], titles: Mapping[s
     of the campaign and one column per downstream dataset. titles: of methods, by key."""
     tables = []
     for _, (before, *trained) in groupby(rows, attrgetter("evaluated_on")):
-        cells = {(row.arm, row.downstream): row.accuracy for row in trained if row.headline}
+        cells = {(row.arm, row.downstream): row.accuracy_pct for row in trained if row.headline}
         after = pandas.Series(cells).unstack(sort=False)[[*downstreams]]
         after["mean"] = after.mean(axis=1)
         table = console.text(
-            f"{before.model} on {before.evaluated_on}: {before.n:,} images\n"
+            f"{before.model} on {before.evaluated_on}: {before.images:,} images\n"
             f"top-1 accuracy in percent among {before.classes:,} classes, after fine-tuning on the "
             "dataset that heads the column; below, the change from the pretrained model in points.",
             ["", *map(set_head, downstreams), "mean"],
-            [["pretrained", *[""] * len(downstreams), rounded(before.accuracy)]],
+            [["pretrained", *[""] * len(downstreams), rounded(before.accuracy_pct)]],
             [[title(arm, titles), *map(rounded, of)] for arm, *of in after.itertuples()],
             [
                 [title(arm, titles), *map(ascii_signed, of)]
-                for arm, *of in (after - before.accuracy).itertuples()
+                for arm, *of in (after - before.accuracy_pct).itertuples()
             ],
         )
         tables.append(table)

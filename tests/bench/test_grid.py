@@ -27,10 +27,10 @@ def campaign_in_process(command) -> None:
 
 def test_tables_agree_up_to_an_image_of_the_pre_trained_model_and_points_of_others():
     small, large = {"upstream": 50, "one": 50}, {"upstream": 200, "one": 500}
-    table = {("pre", "", str(number)): 50.0 for number in range(100)}
-    key = ("pre", "", "0")
+    table = {("pretrained", "", str(number)): 50.0 for number in range(100)}
+    key = ("pretrained", "", "0")
     grid.agree(table, table | {key: 52.0}, small)
-    with pytest.raises(AssertionError, match=r"'pre', .* 50\.00 by the engine, 52\.00"):
+    with pytest.raises(AssertionError, match=r"'pretrained', .* 50\.00 by the engine, 52\.00"):
         grid.agree(table, table | {key: 52.0}, large)
     trained = {("ewc", *key[1:]): value for key, value in table.items()}
     grid.agree(trained, trained | {("ewc", *key[1:]): 54.0}, large)

@@ -102,7 +102,7 @@ def test_filters_and_search_leave_the_rows_that_match(browser, report):
     assert set(column(browser, "all-numbers", 0)) == {"EWC & co"}
     data = pandas.read_csv(report.parent / "tables/all-numbers.csv")
     places = data["downstream"].eq("sketch") | data["evaluated_on"].eq("sketch")
-    rows = int((data["method"].eq("EWC & co") & places).sum())
+    rows = int((data["method"].eq("ewc") & places).sum())
     count = "return document.querySelector('[data-table=all-numbers] [role=status]').textContent"
     assert browser.execute_script(count) == f"{min(rows, page.ROWS)} of {rows} rows"
 

@@ -67,7 +67,7 @@ def test_a_cell_is_trained_and_loaded_into_timm(grid, monkeypatch):
     (row,) = table.to_dict("records")
     shapes = grids.images(grid, "tinted", np.arange(35))
     right = net.double()(shapes).argmax(1) == grids.labels(grid, "tinted", np.arange(35))
-    assert row["accuracy"] == pytest.approx(100 * right.double().mean().item())
+    assert row["accuracy_pct"] == pytest.approx(100 * right.double().mean().item())
 
 
 def test_a_folder_without_weights_is_named_with_what_writes_them(tmp_path):
@@ -85,7 +85,7 @@ def test_results_and_distances_of_a_finished_campaign(folder, finished):
     few = "method == 'wise_ft' and alpha == 0.5 and downstream == 'few'"
     assert {*rows["setting"]} == {*table["setting"]} == {""}  # pandas took a dict for a Series
     soft = rows.query(few)
-    (of_table,) = table.query(f"{few} and evaluated_on == 'outline'")["accuracy"]
+    (of_table,) = table.query(f"{few} and evaluated_on == 'outline'")["accuracy_pct"]
     assert 100 * (soft["top1"] == soft["label"]).mean() == pytest.approx(of_table)
     for ask in (engine.predictions, engine.distances):
         with pytest.raises(ValueError, match="unknown datasets nowhere: choose from "):

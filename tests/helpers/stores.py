@@ -110,10 +110,10 @@ def gather(
 
 
 def mri(evaluations: Sequence[Evaluation] | metrics.Grid, **options) -> pandas.DataFrame:
-    """A row an arm: mri, and its ends, mri_low and mri_high."""
+    """A row an arm: mRI_pts, mRI_low and mRI_high."""
     is_grid = isinstance(evaluations, metrics.Grid)
     of_grid = evaluations if is_grid else gather(evaluations, **options)
-    return of_grid.named(of_grid.mri.table("mri"))
+    return of_grid.named(of_grid.mri.table("mRI_pts"))
 
 
 def synthetic(
@@ -131,7 +131,7 @@ def synthetic(
         row: Any = *cell[:4], setting(cell[4]), *cell[5:7], Path(), 0, headline
         evaluations.append(Evaluation(*row))
         numbers.append(
-            {"n": 100, "sources": 100, "accuracy": cell[7], **dict.fromkeys(OTHERS, np.nan)}
+            {"images": 100, "sources": 100, "accuracy": cell[7], **dict.fromkeys(OTHERS, np.nan)}
         )
     accuracy = np.array([row["accuracy"] for row in numbers])
     noise = np.random.default_rng(0).standard_normal((200, len(cells)))

@@ -102,7 +102,7 @@ def _measured(
         return [], np.empty((draws, 0), np.float32)
     accuracy = (100 * right.sum(axis=0) / total.sum()).tolist()
     drawn = bootstrap.means(bootstrap.counts(images.sources, draws), total, right)
-    return [{"n": n, "accuracy": of} for of in accuracy], 100 * drawn
+    return [{"images": n, "accuracy": of} for of in accuracy], 100 * drawn
 
 
 def _table(grid: Grid) -> pandas.DataFrame:

@@ -9,7 +9,8 @@ name: as the user knows it, for errors. method: the row of the campaign. downstr
 column. file: of the weights, relative to the table: safetensors, or a state dict of `torch.save`,
 under timm's or open_clip's names, as WiSE-FT's, FLYP's and model soups' programs nest them. head:
 a file with `weight` [C, D] and maybe `bias` [C]; empty if `file` has the head, or if a CLIP model's
-text tower makes it. The method `pre`, without downstream and seed, is the pretrained model.
+text tower makes it. The method `pretrained`, without downstream and seed, replaces the pretrained
+model.
 
 `rib campaign NAME --checkpoints TABLE` makes rows of this method (`engine.exchange.listed_models`).
 """

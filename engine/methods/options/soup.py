@@ -20,7 +20,7 @@ class Recipe(MethodRecipe):
     has_weights = False
     # uniform: average all members; greedy: add a member if held-out accuracy does not fall
     select: Literal["uniform", "greedy"] = "uniform"
-    # methods whose models are averaged; pre: the pretrained model
+    # methods whose models are averaged, and `pretrained`
     members: list[str] = field(default_factory=lambda: [PRE, "fine_tune", "ewc", "lwf"])
 
     @property
@@ -29,6 +29,6 @@ class Recipe(MethodRecipe):
 
     def check(self, cell: schema.Recipe) -> None:
         if not self.members:
-            raise RecipeError("method.members is empty; name at least one method or `pre`")
+            raise RecipeError("method.members is empty; name at least one method or `pretrained`")
         if self.select == "greedy" and not cell.dataset.holdout:
             raise RecipeError(NO_HOLDOUT)

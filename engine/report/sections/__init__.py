@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from engine.report.results import Results
 from engine.report.section import Section
@@ -57,4 +58,10 @@ def of(results: Results) -> list[Section]:
     every = [*SECTIONS, *results.hooks("section"), *ABOUT]
     makers = every if results.record.sweep is None else OF_SWEEP
     made = (section(results) for section in makers)
-    return [section for section in made if section is not None]
+    return [_with_files(results, section) for section in made if section is not None]
+
+
+def _with_files(results: Results, section: Section) -> Section:
+    """The section with what the files of its tables contain."""
+    tables = [replace(table, file=results.with_keys(table.data)) for table in section.tables]
+    return replace(section, tables=tables)

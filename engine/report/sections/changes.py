@@ -128,7 +128,7 @@ def _before(results: Results) -> Table:
     return Table(
         "pretrained-accuracy",
         "Accuracy of the pretrained model in percent, with 95% intervals.",
-        table.rename(columns={"evaluated_on": "set"}).dropna(axis=1, how="all"),
+        table.dropna(axis=1, how="all"),
     )
 
 

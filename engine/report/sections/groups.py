@@ -37,7 +37,7 @@ def section(results: Results) -> Section | None:
             Table(
                 "groups",
                 "Accuracy by group in percent, and its change in points, with 95% intervals.",
-                every[[*NAMES, "column", "group", "n", *VALUE, *CHANGE]],
+                every[[*NAMES, "column", "group", "images", *VALUE, *CHANGE]],
             ),
         ],
     )
@@ -52,7 +52,7 @@ def worst_groups(results: Results) -> pandas.DataFrame:
     accuracy = results.grid.numbers.query("downstream == ''")
     accuracy = accuracy.set_index(["arm", "evaluated_on"])[with_ends("accuracy_pct")]
     table = rows[rows["is_worst"]].join(of_f1, on=keys).join(accuracy, on=["arm", "evaluated_on"])
-    return table[[*NAMES, *accuracy, *of_f1, "column", "group", "n", *VALUE]]
+    return table[[*NAMES, *accuracy, *of_f1, "column", "group", "images", *VALUE]]
 
 
 def _titled(results: Results) -> pandas.DataFrame:

@@ -102,9 +102,9 @@ def subject(recipe: Recipe) -> Subject:
 def log_accuracies(recipe: Recipe, rows: Mapping[str, Sequence[Any]]) -> None:
     """Log a cell's accuracies (percent), and its RI (percentage points).
 
-    rows: by dataset, the objects with the `accuracy` before and after training.
+    rows: by dataset, the objects with the `accuracy_pct` before and after training.
     """
-    before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
+    before, after = ({name: row[k].accuracy_pct for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}
     if not {*recipe.dataset.sets} <= {*recipe.trained_sets}:

@@ -36,7 +36,7 @@ def test_the_program_runs_a_campaign_to_one_complete_table(folder, forked, tmp_p
     of `bench/test_gpu_stages.py`."""
     text = (folder / "shapes.yaml").read_text()
     (tmp_path / "shapes.yaml").write_text(
-        f"{text}  soup: {{method: {{members: [pre, fine_tune]}}}}\n"
+        f"{text}  soup: {{method: {{members: [pretrained, fine_tune]}}}}\n"
     )
     cwd = tmp_path / "else {where}:"
     cwd.mkdir()
@@ -50,15 +50,15 @@ def test_the_program_runs_a_campaign_to_one_complete_table(folder, forked, tmp_p
     arms = [(method, "") for method in ("fine_tune", "linear_probe", "soup")]
     arms += [("wise_ft", alpha) for alpha in ALPHAS]
     accuracies = {
-        (row["method"], row["alpha"], row["downstream"], row["evaluated_on"]): row["accuracy"]
+        (row["method"], row["alpha"], row["downstream"], row["evaluated_on"]): row["accuracy_pct"]
         for row in rows(report / "accuracy.csv")
-        if 0 <= float(row["accuracy"]) <= 100
+        if 0 <= float(row["accuracy_pct"]) <= 100
     }
     places = ("upstream", "outline", "few")
     of_arms = [(*arm, "few", name) for arm in arms for name in places]
-    assert {*accuracies} == {*of_arms, *(("pre", "", "", name) for name in places)}
+    assert {*accuracies} == {*of_arms, *(("pretrained", "", "", name) for name in places)}
     for name in places:  # the ends of WiSE-FT's curve are the models themselves
-        assert accuracies["wise_ft", "0.0", "few", name] == accuracies["pre", "", "", name]
+        assert accuracies["wise_ft", "0.0", "few", name] == accuracies["pretrained", "", "", name]
         assert accuracies["wise_ft", "1.0", "few", name] == accuracies["fine_tune", "", "few", name]
     mri = rows(report / "mri.csv")
     assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
@@ -69,7 +69,9 @@ def test_the_program_runs_a_campaign_to_one_complete_table(folder, forked, tmp_p
     assert cli.main([*again, f"methods=[{','.join(SELECTED)}]"]) == 0
     assert ran == ["report"]
     (selected,) = {*(cwd / "runs").glob("shapes-*")} - {report.parent}
-    kept = [row for row in rows(report / "accuracy.csv") if row["method"] in ("pre", *SELECTED)]
+    kept = [
+        row for row in rows(report / "accuracy.csv") if row["method"] in ("pretrained", *SELECTED)
+    ]
     assert rows(selected / "report/accuracy.csv") == kept
 
 

@@ -70,10 +70,10 @@ def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, m
     monkeypatch.setattr(loop, "fit", diverges)
     report = run_with(folder, "trials", "trials: 2\n", "dataset.holdout=0.3")
     accuracy = {(row["method"], row["setting"]) for row in rows(report / "accuracy.csv")}
-    assert accuracy == {("pre", "")} | {
+    assert accuracy == {("pretrained", "")} | {
         ("linear_probe", f"trial={k}") for k in (0, 1)
     } | {("fine_tune", "trial=0"), ("wise_ft", "trial=0")}  # fmt: skip
-    names = {"FT", "WiSE-FT"}
+    names = {"fine_tune", "wise_ft"}
     diverged = map(itemgetter("method", "downstream", "setting"),
                    rows(report / "tables/diverged.csv"))  # fmt: skip
     assert sorted(diverged) == [(name, "tinted", "trial=1") for name in sorted(names)]
@@ -86,7 +86,7 @@ def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, m
     assert audit(public, finished).problems == []
     again = campaigns.run(folder, "dataset.holdout=0.3", "methods=[fine_tune,linear_probe]",
                           name="trials")  # fmt: skip
-    kept = [row for row in rows(report / "tables/diverged.csv") if row["method"] == "FT"]
+    kept = [row for row in rows(report / "tables/diverged.csv") if row["method"] == "fine_tune"]
     assert rows(again / "tables/diverged.csv") == kept, "it reuses the first campaign's columns"
     trainable["outline"] = set()
     with pytest.raises(DivergedError):
@@ -157,7 +157,7 @@ def test_variants_and_alphas_stand_side_by_side(folder, finished):
   lwf: {}
   lwf_released: {base: lwf, method: {variant: released}}
   third: {base: wise_ft, method: {alpha: 0.3}}
-  soup: {method: {members: [pre, fine_tune, lwf]}}
+  soup: {method: {members: [pretrained, fine_tune, lwf]}}
   soup_released: {base: soup, method: {variant: released}}
 """
     report = run_with(folder, "variants", text, "downstreams=[few]")
@@ -176,8 +176,9 @@ def test_variants_and_alphas_stand_side_by_side(folder, finished):
     evaluations = variants.record.evaluations
     headlines = [row for row in evaluations if row.headline and row.evaluated_on == "few"]
     assert [(row.method, row.variant, row.alpha) for row in headlines] == [
-        ("pre", "", None), ("fine_tune", "original", None), ("linear_probe", "original", None),
-        ("wise_ft", "original", 0.5), ("lwf", "original", None), ("lwf_released", "released", None),
+        ("pretrained", "", None), ("fine_tune", "original", None),
+        ("linear_probe", "original", None), ("wise_ft", "original", 0.5),
+        ("lwf", "original", None), ("lwf_released", "released", None),
         ("third", "original", 0.3), ("soup", "original", None), ("soup_released", "released", None),
     ]  # fmt: skip
     parents = {row.method: set(variants.mix(row)) for row in headlines}
@@ -189,7 +190,7 @@ def test_seeds_of_a_campaign(folder, finished, capsys):
     def accuracies(table: Path, **seed: int) -> pandas.Series:
         keys = ["method", "alpha", "downstream", "evaluated_on", "seed"]
         rows = pandas.read_csv(table, keep_default_na=False).assign(**seed)
-        return rows.set_index(keys)["accuracy"].sort_index()
+        return rows.set_index(keys)["accuracy_pct"].sort_index()
 
     first, second = (
         accuracies(campaigns.run(folder, f"seed={seed}") / "accuracy.csv", seed=seed)
@@ -199,7 +200,7 @@ def test_seeds_of_a_campaign(folder, finished, capsys):
     trained = len(list((finished / "store/cells").iterdir()))
     report = campaigns.run(folder, "seeds=2")
     assert len(list((finished / "store/cells").iterdir())) == trained, "a cell trained again"
-    of_both = pandas.concat([first, second.drop("pre")]).sort_index()
+    of_both = pandas.concat([first, second.drop("pretrained")]).sort_index()
     pandas.testing.assert_series_equal(accuracies(report / "seeds.csv"), of_both)
     assert "Seed,0 to 1" in (report / "tables/settings.csv").read_text()
 
@@ -227,7 +228,7 @@ def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
     place = ("fine_tune", "few")
     (row,) = [row for row in behaviours if (row["method"], row["evaluated_on"]) == place]
     expected = scores.scaled_calibration_error(stored, on_few.codes)
-    assert float(row["scaled_calibration_error"]) == pytest.approx(expected, abs=1e-5)
+    assert float(row["scaled_calibration_error_pct"]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_sweep_of_a_rows_option(folder, grid, tmp_path, monkeypatch, capsys):
@@ -248,7 +249,7 @@ def test_a_sweep_of_a_rows_option(folder, grid, tmp_path, monkeypatch, capsys):
     settings = ["method.lam=0.1", "method.lam=10"]
     index = itertools.product(settings, [0, 1], ["outline"], sorted(["upstream", *SETS]))
     assert sorted(data[keys].itertuples(index=False, name=None)) == list(index)
-    assert data.groupby(["setting", "seed"])["accuracy"].sum().nunique() > 1, "nothing varied"
+    assert data.groupby(["setting", "seed"])["accuracy_pct"].sum().nunique() > 1, "nothing varied"
 
     assert list(pandas.read_csv(table)["method.lam"]) == [0.1, 10.0]
     printed = " ".join((place / "table.txt").read_text().split())

@@ -16,7 +16,7 @@ from helpers import campaigns
 from helpers.evaluations import by_timm
 
 pytestmark = pytest.mark.slow
-ENSEMBLE = "  ensemble: {method: {members: [pre, fine_tune]}}\n"
+ENSEMBLE = "  ensemble: {method: {members: [pretrained, fine_tune]}}\n"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def words(folder, grid) -> list[str]:
 def test_cka_leaves_it_out_and_says_so(words):
     campaign = find_campaign(words[0], parsed(words[1:]))
     assert {row.method for row in campaign.evaluations} == {
-        "pre", "fine_tune", "linear_probe", "ensemble"
+        "pretrained", "fine_tune", "linear_probe", "ensemble"
     }  # fmt: skip
     assert {row["method"] for row in campaign.record.extras["cka"]} == {"fine_tune", "linear_probe"}
     page = (campaign.place.report / "index.html").read_text()
@@ -77,7 +77,7 @@ def test_it_is_judged_on_sets_of_ones_own(words, folder, grid):
     answers = [by_timm(grid, "few", state, mask="none") for state in states]
     both, (truth, _) = zip(*answers, strict=True)
     right = torch.stack(both).mean(0).argmax(1) == truth
-    assert float(rows["ensemble"]["accuracy"]) == pytest.approx(100 * np.mean(right.numpy()))
+    assert float(rows["ensemble"]["accuracy_pct"]) == pytest.approx(100 * np.mean(right.numpy()))
 
 
 @pytest.mark.parametrize("method", ["ensemble", "vrf"])

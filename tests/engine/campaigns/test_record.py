@@ -70,7 +70,7 @@ def test_a_campaign_goes_by_its_folders_name_and_may_be_read_only(
     assert "is read-only: give a folder for the report with --out DIR" in capsys.readouterr().err
     assert cli.main(["report", "shapes", "--out", "there"]) == 0
     assert Path("there/index.html").is_file()
-    assert cli.main(["export", "shapes", "--method", "pre", "--out", "model"]) == 2
+    assert cli.main(["export", "shapes", "--method", "pretrained", "--out", "model"]) == 2
     error = capsys.readouterr().err
     assert "runs/shapes is a folder, which `rib campaign " in error
     assert "shapes.yaml" in error and "give the campaign's name and overrides" in error

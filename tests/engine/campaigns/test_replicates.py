@@ -53,8 +53,8 @@ def test_a_replicate_trains_one_column_again_and_leaves_all_cells_as_they_are(
     assert {(row["downstream"], row["seed"]) for row in seeds} == {("tinted", "0"), ("tinted", "1")}
     wide, narrow = (campaigns.rows(of / "mri.csv") for of in (report, plain))
     for a, b in zip(wide, narrow, strict=True):
-        assert a["mri"] == b["mri"] and a["method"] == b["method"]
-        width, width_before = (float(r["mri_high"]) - float(r["mri_low"]) for r in (a, b))
+        assert a["mRI_pts"] == b["mRI_pts"] and a["method"] == b["method"]
+        width, width_before = (float(r["mRI_high"]) - float(r["mRI_low"]) for r in (a, b))
         # The linear probe is fitted to its optimum, and alpha 0 is the model before.
         varies = a["method"] != "linear_probe" and a["alpha"] != "0.0"
         assert (width > width_before) == varies

@@ -22,7 +22,7 @@ def test_a_smoke_run_is_a_campaign_of_its_own_and_marked(folder, finished, monke
     assert "<h1>Smoke run: " in page and "This is a smoke run on at most 12 images" in page
     rows = campaigns.rows(place / "report" / "accuracy.csv")
     assert {row["downstream"] for row in rows} == {"", *campaigns.SETS}
-    assert all(int(row["n"]) <= 12 for row in rows)
+    assert all(int(row["images"]) <= 12 for row in rows)
     assert (finished / "shapes" / "report" / "accuracy.csv").read_bytes() == before
     plan = json.loads(next(place.glob("plans/*/plan.json")).read_text())
     assert {row["recipe"]["train"]["epochs"] for row in plan["rows"].values()} == {1}

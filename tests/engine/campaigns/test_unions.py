@@ -184,34 +184,37 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
         pandas.read_csv(report / f"{name}.csv", keep_default_na=False)
         for name in ("accuracy", "intervals", "mri")
     )
-    accuracy = table.set_index([*keys, "evaluated_on"])["accuracy"].sort_index()
+    accuracy = table.set_index([*keys, "evaluated_on"])["accuracy_pct"].sort_index()
     ri = numbers.query("quantity == 'RI'").set_index(keys)["value"]
-    mri = mri.set_index(keys[:3])["mri"]
-    arms = {key[:3] for key in accuracy.index if key[0] != "pre"}
+    mri = mri.set_index(keys[:3])["mRI_pts"]
+    arms = {key[:3] for key in accuracy.index if key[0] != "pretrained"}
     assert len(arms) > 5
     for arm in arms:
         change = {
-            i: accuracy[*arm, i, j] - accuracy["pre", "", "", "", j] for i, j in LEFT_OUT.items()
+            i: accuracy[*arm, i, j] - accuracy["pretrained", "", "", "", j]
+            for i, j in LEFT_OUT.items()
         }
         assert {i: float(ri[*arm, i]) for i in LEFT_OUT} == pytest.approx(change)
         assert mri[arm] == pytest.approx(fmean(change.values()))
     held_out = {"outline": 10, "tinted": 10, "few": 6, "plain": 5, "further": 5, "upstream": 10}
-    assert (table["n"] == table["evaluated_on"].map(held_out)).all()
+    assert (table["images"] == table["evaluated_on"].map(held_out)).all()
     tuned = accuracy["fine_tune", "", ""]
     ranking = {row["method"]: row for row in campaigns.rows(report / "tables" / "ranking.csv")}
     own = [tuned[i, j] for i in LEFT_OUT for j in FOUR if j != LEFT_OUT[i]]
-    assert float(ranking["FT"]["downstream_accuracy_pct"]) == pytest.approx(fmean(own))
+    assert float(ranking["fine_tune"]["downstream_accuracy_pct"]) == pytest.approx(fmean(own))
     text = " ".join((report / "table.txt").read_text().split())
     assert "on the 1 other dataset, in points" in text and "all all all all but" in text
-    before = {i: accuracy["pre", "", "", "", j] for i, j in LEFT_OUT.items()}
+    before = {i: accuracy["pretrained", "", "", "", j] for i, j in LEFT_OUT.items()}
     (shown,) = (line for line in text.split("FT")[0].split("pretrained") if "left out" in line)
     assert sorted(shown.split()[3:]) == sorted(f"{of:.1f}" for of in before.values())
     (further,) = [
-        row for row in campaigns.rows(report / "tables" / "further.csv") if row["method"] == "FT"
+        row
+        for row in campaigns.rows(report / "tables" / "further.csv")
+        if row["method"] == "fine_tune"
     ]
     assert further["evaluated_on"] == "further"
     after = [tuned[i, "further"] for i in LEFT_OUT]
-    change = fmean(after) - accuracy["pre", "", "", "", "further"]
+    change = fmean(after) - accuracy["pretrained", "", "", "", "further"]
     assert float(further["change_pts"]) == pytest.approx(change)
     assert f"{change:+.1f}" in text.partition("outside RI")[2]
     content = results_file.read_results((report / "results.json").read_bytes())
@@ -263,26 +266,28 @@ def test_without_upstream_each_column_has_a_head_of_its_own_and_leaves_a_dataset
         pandas.read_csv(report / f"{name}.csv", keep_default_na=False)
         for name in ("accuracy", "intervals", "mri")
     )
-    accuracy = table.set_index([*keys, "evaluated_on"])["accuracy"].sort_index()
+    accuracy = table.set_index([*keys, "evaluated_on"])["accuracy_pct"].sort_index()
     ri = numbers.query("quantity == 'RI'").set_index(keys)["value"]
-    arms = {key[:3] for key in accuracy.index if key[0] != "pre"}
-    before = {i: accuracy["pre", "", "", i, j] for i, j in LEFT_OUT.items()}
+    arms = {key[:3] for key in accuracy.index if key[0] != "pretrained"}
+    before = {i: accuracy["pretrained", "", "", i, j] for i, j in LEFT_OUT.items()}
     for arm in arms:
         change = {i: accuracy[*arm, i, j] - before[i] for i, j in LEFT_OUT.items()}
         assert {i: float(ri[*arm, i]) for i in LEFT_OUT} == pytest.approx(change)
-        assert mri.set_index(keys[:3])["mri"][arm] == pytest.approx(fmean(change.values()))
+        assert mri.set_index(keys[:3])["mRI_pts"][arm] == pytest.approx(fmean(change.values()))
     counts = table.groupby(
         [table["downstream"].map(LEFT_OUT) == table["evaluated_on"], "evaluated_on"]
     )
-    n = counts["n"].unique().map(lambda values: values.item())
+    n = counts["images"].unique().map(lambda values: values.item())
     everything = {"outline": 35, "tinted": 35, "few": 21, "plain": 25}
     held_out = {"outline": 10, "tinted": 10, "few": 6, "plain": 5}
     assert (n[True].to_dict(), n[False].to_dict()) == (everything, held_out)
-    bases = {row.downstream: row.path.parent for row in record.evaluations if row.method == "pre"}
+    bases = {
+        row.downstream: row.path.parent for row in record.evaluations if row.method == "pretrained"
+    }
     assert len({*bases.values()}) == len(bases) == 4
     text = " ".join((report / "table.txt").read_text().split())
     on_own = {
-        i: fmean(accuracy["pre", "", "", i, other] for other in FOUR if other != j)
+        i: fmean(accuracy["pretrained", "", "", i, other] for other in FOUR if other != j)
         for i, j in LEFT_OUT.items()
     }
     row = " ".join(f"{before[i]:.1f}" for i in sorted(on_own, key=lambda i: -on_own[i]))

@@ -41,7 +41,7 @@ def test_rows_have_the_numbers_of_the_report_and_a_copy_is_equal(
     for row in found.to_dict("records"):
         of_report = expected[row["set"]]
         turned = [-row["difference"], -row["high"], -row["low"], row["p"]]
-        names = ("difference", "low", "high", "p")
+        names = ("difference_pts", "difference_low", "difference_high", "p")
         assert turned == pytest.approx([float(of_report[name]) for name in names], rel=1e-6)
     copied = shutil.copytree(finished, tmp_path / "runs") / "shapes"
     between = engine.compare(campaign, copied)

@@ -49,8 +49,9 @@ def test_the_command_prints_a_table_and_writes_csv(words, capsys):
     places = [(alpha, name) for name in ("outline", "small") for alpha in ("0.0", "0.5", "1.0")]
     assert [(row["alpha"], row["evaluated_on"]) for row in rows] == places
     for row in rows:
-        assert f"{float(row['accuracy']):.2f} ±" in printed
-        assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
+        assert f"{float(row['accuracy_pct']):.2f} ±" in printed
+        ends = float(row["accuracy_low"]), float(row["accuracy_high"])
+        assert ends[0] <= float(row["accuracy_pct"]) <= ends[1]
 
 
 def test_a_table_that_is_there_is_replaced_on_request_alone(words):

@@ -153,7 +153,7 @@ def test_a_campaign_of_clip_runs_on_the_shapes(grid, campaign, open_clip, tmp_pa
     assert "by their names" not in capsys.readouterr().err
     report = campaigns.run(tmp_path, words[2], "methods=[flyp,lipsum_ft]", name="mine")
     methods = {row["method"] for row in campaigns.rows(report / "accuracy.csv")}
-    assert methods == {"pre", "flyp", "lipsum_ft"}
+    assert methods == {"pretrained", "flyp", "lipsum_ft"}
 
 
 def test_a_text_tower_runs_after_all_checks(user_grid, open_clip, monkeypatch):

@@ -116,7 +116,9 @@ def members(mixes) -> list[str]:
 def ensembled(grid: Grid, method: str, name: str) -> tuple:
     """The builder, entry and predictions of an ensemble of three, its members' names, and by timm
     their logits, and labels."""
-    builder, cell = grid.build(f"method={method}", "method.members=[pre,fine_tune,visual_prompt]")
+    builder, cell = grid.build(
+        f"method={method}", "method.members=[pretrained,fine_tune,visual_prompt]"
+    )
     (entry,) = cell.entries
     members = [builder.base, builder.cell("fine_tune"), builder.cell("visual_prompt")]
     of_members = [by_timm(grid, name, each.state(), each.prompt()) for each in members]
@@ -182,7 +184,7 @@ def test_a_bank_that_does_not_fit_holds_an_ensembles_members_together(
 
 
 def test_a_mix_and_an_ensemble_of_the_same_cells_have_predictions_of_their_own(grid):
-    builder, cell = grid.build("method=ensemble", "method.members=[pre,fine_tune]")
+    builder, cell = grid.build("method=ensemble", "method.members=[pretrained,fine_tune]")
     (entry,) = cell.entries
     mix, turned = dict.fromkeys(entry.mix, 0.5), Ensemble(tuple(reversed(entry.mix.members)))
     of_ensemble, of_mix = tables(builder, [entry.mix, mix])

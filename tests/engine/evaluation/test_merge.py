@@ -68,32 +68,36 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         check_predictions(table, *by_timm(grid, "tinted", actual, arch=arch))
 
 
-@pytest.mark.parametrize("member", ["pre", "fine_tune", "visual_prompt"])
+@pytest.mark.parametrize("member", ["pretrained", "fine_tune", "visual_prompt"])
 @pytest.mark.parametrize("select", ["uniform", "greedy"])
 def test_a_soup_of_one_model_is_that_model(grid, member, select):
     builder, cell = grid.build(
         "method=soup", f"method.select={select}", f"method.members=[{member}]"
     )
-    alone = builder.base if member == "pre" else builder.cell(member)
+    alone = builder.base if member == "pretrained" else builder.cell(member)
     (entry,) = cell.entries
     assert entry.mix == {alone.name: 1.0}
     assert predictions(builder, entry.mix) == predictions(builder, {alone.name: 1.0})
 
 
 @pytest.mark.parametrize(
-    "members", [["pre", "fine_tune", "ewc", "lwf"], ["pre", "fine_tune", "pre", "fine_tune"]]
+    "members",
+    [
+        ["pretrained", "fine_tune", "ewc", "lwf"],
+        ["pretrained", "fine_tune", "pretrained", "fine_tune"],
+    ],
 )
 def test_a_uniform_soup_is_the_mean_of_its_members(grid, members):
     builder, cell = grid.build("method=soup", f"method.members=[{','.join(members)}]")
     (entry,) = cell.entries
-    cells = [builder.base if name == "pre" else builder.cell(name) for name in members]
+    cells = [builder.base if name == "pretrained" else builder.cell(name) for name in members]
     assert entry.mix == dict.fromkeys({c.name for c in cells}, 1 / len(set(members)))
     close(mixed(builder, entry.mix), average([weights(c) for c in cells], [0.25] * 4))
 
 
 def test_prompts_and_models_of_different_architecture_have_no_mean(grid: Grid):
     with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
-        grid.build("method=soup", "method.members=[pre,visual_prompt]")
+        grid.build("method=soup", "method.members=[pretrained,visual_prompt]")
     vit, conv = grid.builder(), grid.builder(f"model.arch={CONV}")
     parents = {"vit": vit.base, "conv": conv.base}
     with pytest.raises(ValueError, match="only models of one architecture can be averaged"):

@@ -61,11 +61,11 @@ def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, capsys)
         model = EvaluatedModel.named("alone", {cell.name: 1.0})
         passes.evaluate(builder, [model.mix], names, "all")
         in_grid = [on_set(builder, [model], name, "all")[0] for name in names]
-        expected = {row.evaluated_on: row.accuracy for row in in_grid}
+        expected = {row.evaluated_on: row.accuracy_pct for row in in_grid}
         for place in (cell.artifact.folder, cell.artifact.folder / "weights.safetensors"):
             call = ("--models", str(place), "--sets", *names, "--mask", "present")
             rows = rib(user_grid, monkeypatch, *call)
-            actual = {row["evaluated_on"]: float(row["accuracy"]) for row in rows}
+            actual = {row["evaluated_on"]: float(row["accuracy_pct"]) for row in rows}
             assert actual == pytest.approx(expected)
     shutil.copytree(cell.artifact.folder, "small")
     save_file({"prompt": torch.zeros(3, 8, 8)}, "small/prompt.safetensors")
@@ -157,7 +157,7 @@ def test_classes_of_timms_file_are_used(user_grid, monkeypatch):
         (row,) = rib(user_grid, monkeypatch, *call)
         for names in ("names.txt", "config.json"):
             assert rib(user_grid, monkeypatch, *call, "--classes", f"hub/{names}") == [row]
-        accuracies.add(row["accuracy"])
+        accuracies.add(row["accuracy_pct"])
     assert len(accuracies) == 2
 
 

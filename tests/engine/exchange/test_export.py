@@ -24,7 +24,10 @@ from helpers.grids import CLASSES
 from loaders.files.root import Root
 
 pytestmark = pytest.mark.slow
-MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndownstreams: [few]\n"
+MORE = """  soup: {method: {members: [pretrained, fine_tune]}}
+  visual_prompt: {}
+downstreams: [few]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +56,9 @@ def images(net: torch.nn.Module, folder: Path) -> torch.Tensor:
     return torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
 
 
-@pytest.mark.parametrize("method", ["pre", "fine_tune", "wise_ft", "soup", "visual_prompt"])
+@pytest.mark.parametrize("method", ["pretrained", "fine_tune", "wise_ft", "soup", "visual_prompt"])
 def test_timm_answers_as_the_campaign_did(finished, folder, tmp_path, capsys, method):
-    words = ["--method", method, *(["--downstream", "few"] if method != "pre" else [])]
+    words = ["--method", method, *(["--downstream", "few"] if method != "pretrained" else [])]
     words += ["--alpha", "0.25"] if method == "wise_ft" else []
     out = exported(finished, tmp_path / "m", *words)
     lacks = "the model lacks its input prompt" in capsys.readouterr().out
@@ -134,8 +137,8 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
     cell.rename(tmp_path / "away")
     row = ["--downstream", "few", "--method"]
     for words, message in (
-        ([], "such row: add --method, one of pre, fine_tune, wise_ft"),
-        (["--method", "ewc"], "no row has --method ewc: choose pre, fine_tune"),
+        ([], "such row: add --method, one of pretrained, fine_tune, wise_ft"),
+        (["--method", "ewc"], "no row has --method ewc: choose pretrained, fine_tune"),
         ([*row, "wise_ft"], "add --alpha, one of 0, 0.25"),
         ([*row, "fine_tune", "--alpha", "1"], "this row has none"),
         ([*row, "fine_tune", "--seed", "7"], "no row has --seed 7: choose 0"),

@@ -76,10 +76,10 @@ def test_a_folder_of_checkpoints_becomes_a_report(
     (trained,) = finished.glob("shapes*/report")
     ours, theirs = (campaigns.rows(place / "accuracy.csv") for place in (report, trained))
     key = ("method", "alpha", "downstream", "evaluated_on")
-    known = {tuple(row[k] for k in key): float(row["accuracy"]) for row in theirs}
-    found = {tuple(row[k] for k in key): float(row["accuracy"]) for row in ours}
+    known = {tuple(row[k] for k in key): float(row["accuracy_pct"]) for row in theirs}
+    found = {tuple(row[k] for k in key): float(row["accuracy_pct"]) for row in ours}
     methods = {of for of, *_ in found}
-    assert methods == {"pre", "fine_tune", "wise_ft"}, methods
+    assert methods == {"pretrained", "fine_tune", "wise_ft"}, methods
     assert len(found) > 30, len(found)
     assert found == pytest.approx({k: v for k, v in known.items() if k[0] in methods}, abs=1e-6)
     trainings = {path.parent.name for path in (runs / "store").glob("cells/*/history.json")}

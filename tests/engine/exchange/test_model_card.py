@@ -89,7 +89,7 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
 
 
 def test_a_pre_trained_models_card_claims_no_ri(run):
-    text = card_of_campaign(run, row(run, "pre"), results_of(run))
+    text = card_of_campaign(run, row(run, "pretrained"), results_of(run))
     assert "lite0, not fine-tuned" in text and "mRI of" not in text and "RI of this" not in text
     assert "| dataset | before fine-tuning |" in text
 

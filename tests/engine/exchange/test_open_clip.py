@@ -119,7 +119,7 @@ def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
                 x = tiny_clip.pixels(open_clip, user_grid, range(35)).float()
                 top1 = logits(loaded.encode_image(x), out).argmax(1)
             right = (top1 == labels(user_grid, "outline", np.arange(35))).double().mean().item()
-            assert float(read["accuracy"]) == pytest.approx(100 * right)
+            assert float(read["accuracy_pct"]) == pytest.approx(100 * right)
         words = ["merge", "soup", str(out), str(user_grid.folder / "other"), "--out", str(again)]
         write_model(row(model, models.create(model, len(CLASSES))), user_grid.folder / "other")
         assert cli.main([*words, "--force", runs, "device=cpu"]) == 0
@@ -178,7 +178,9 @@ def check(user_grid: Grid, row: OnSet, logits: torch.Tensor) -> None:
     stored = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns))
     truth = labels(user_grid, "outline", np.arange(35))
     check_predictions(stored, logits.double(), truth)
-    assert row.accuracy == pytest.approx(100 * (logits.argmax(1) == truth).double().mean().item())
+    assert row.accuracy_pct == pytest.approx(
+        100 * (logits.argmax(1) == truth).double().mean().item()
+    )
 
 
 def test_checkpoints_of_open_clip_are_the_classifiers_that_open_clip_makes_of_them(

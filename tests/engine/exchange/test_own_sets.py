@@ -54,20 +54,22 @@ def test_all_rows_are_judged_and_nothing_else_changes(place, grid, capsys):
 
     rows = campaigns.rows(report / "accuracy-on-other.csv")
     in_table = [method for method, _ in itertools.groupby(row["method"] for row in rows)]
-    assert in_table == ["pre", *campaigns.METHODS], "in the order of the other tables"
+    assert in_table == ["pretrained", *campaigns.METHODS], "in the order of the other tables"
     in_campaign = campaigns.rows(report / "accuracy.csv")
     arm = itemgetter("model", "method", "variant", "alpha", "downstream")
     assert {arm(row) for row in rows} == {arm(row) for row in in_campaign}
-    of_set = itemgetter("evaluated_on", "n", "mask", "classes")
+    of_set = itemgetter("evaluated_on", "images", "mask", "classes")
     assert {of_set(row) for row in rows} == {("other", "21", "none", "5")}
-    assert rows[0]["method"] == "pre" and rows[0]["change"] == ""
+    assert rows[0]["method"] == "pretrained" and rows[0]["change_pts"] == ""
     start = state(place, "linear_probe-upstream")
-    assert float(rows[0]["accuracy"]) == pytest.approx(accuracy(grid, start, "few"), abs=1e-5)
+    assert float(rows[0]["accuracy_pct"]) == pytest.approx(accuracy(grid, start, "few"), abs=1e-5)
     for row in rows[1:]:
-        moved = float(row["accuracy"]) - float(rows[0]["accuracy"])
-        assert float(row["change"]) == pytest.approx(moved, abs=1e-5) and row["change_low"] == ""
-        assert f"{float(row['accuracy']):.1f}" in printed
-    by_arm = {(r["method"], r["alpha"], r["downstream"]): float(r["accuracy"]) for r in rows}
+        moved = float(row["accuracy_pct"]) - float(rows[0]["accuracy_pct"])
+        assert (
+            float(row["change_pts"]) == pytest.approx(moved, abs=1e-5) and row["change_low"] == ""
+        )
+        assert f"{float(row['accuracy_pct']):.1f}" in printed
+    by_arm = {(r["method"], r["alpha"], r["downstream"]): float(r["accuracy_pct"]) for r in rows}
     for downstream in SETS:
         tuned = state(place, f"fine_tune-{downstream}")
         half = {k: (start[k] + tuned[k]) / 2 for k in start}
@@ -84,7 +86,7 @@ def test_a_mask_is_named_and_intervals_are_those_of_changes(place, tmp_path):
     pre, *rows = campaigns.rows(out)
     assert (pre["mask"], pre["classes"]) == ("present", "3")
     for row in rows:
-        low, change, high = (float(row[k]) for k in ("change_low", "change", "change_high"))
+        low, change, high = (float(row[k]) for k in ("change_low", "change_pts", "change_high"))
         assert low <= change <= high
         if row["method"] == "wise_ft" and float(row["alpha"]) == 0:
             assert low == high == 0, "the pretrained model itself"
@@ -97,7 +99,7 @@ def test_a_damaged_image_is_skipped_as_the_error_suggests(place, tmp_path, capsy
     assert evaluate(place, *words) == 2
     assert "skip them: dataset.undecodable=skip" in capsys.readouterr().err
     assert evaluate(place, *words, "dataset.undecodable=skip") == 0
-    assert {row["n"] for row in campaigns.rows(tmp_path / "skipped.csv")} == {"34"}
+    assert {row["images"] for row in campaigns.rows(tmp_path / "skipped.csv")} == {"34"}
 
 
 def test_what_is_not_possible_is_refused_before_any_work(place, capsys, tmp_path):

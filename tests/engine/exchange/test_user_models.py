@@ -27,15 +27,15 @@ def test_interpolated_checkpoints_are_those_of_timm(user_grid, mask):
     assert {(row.evaluated_on, row.mask, row.classes) for row in evaluated} == {
         ("outline", "none", 5), ("few", mask, 3 if mask == "present" else 5)
     }  # fmt: skip
-    assert [(row.alpha, row.evaluated_on, row.n) for row in evaluated] == [
+    assert [(row.alpha, row.evaluated_on, row.images) for row in evaluated] == [
         (alpha, name, n) for name, n in (("outline", 35), ("few", 21)) for alpha in (0.0, 0.3, 1.0)
     ]
     for row in evaluated:
         mix = average([a, b], [1 - row.alpha, row.alpha])
         logits, truth = by_timm(user_grid, row.evaluated_on, mix, mask=mask)
         share = (logits.argmax(1) == truth).double().mean().item()
-        assert row.accuracy == pytest.approx(100 * share), row
-    assert len({row.accuracy for row in evaluated}) > 2
+        assert row.accuracy_pct == pytest.approx(100 * share), row
+    assert len({row.accuracy_pct for row in evaluated}) > 2
 
 
 def test_intervals_are_those_of_a_share_of_images(user_grid):
@@ -44,14 +44,14 @@ def test_intervals_are_those_of_a_share_of_images(user_grid):
         rows(user_grid, "AB", "outline", intervals=with_intervals)
         for with_intervals in (False, True)
     )
-    ends = dict.fromkeys(("low", "high", "change_low", "change_high"))
+    ends = dict.fromkeys(("accuracy_low", "accuracy_high", "change_low", "change_high"))
     assert [dataclasses.replace(row, **ends) for row in sure] == plain
-    assert plain[0].low is None
+    assert plain[0].accuracy_low is None
     for row in sure:
-        share = row.accuracy / 100
-        expected = 196 * math.sqrt(share * (1 - share) / row.n)
-        assert row.low < row.accuracy < row.high
-        assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
+        share = row.accuracy_pct / 100
+        expected = 196 * math.sqrt(share * (1 - share) / row.images)
+        assert row.accuracy_low < row.accuracy_pct < row.accuracy_high
+        assert (row.accuracy_high - row.accuracy_low) / 2 == pytest.approx(expected, rel=0.2)
 
 
 def test_a_model_is_evaluated_once_wherever_its_file_is(user_grid, monkeypatch):
@@ -60,7 +60,7 @@ def test_a_model_is_evaluated_once_wherever_its_file_is(user_grid, monkeypatch):
     shutil.move(user_grid.folder / "A.safetensors", moved)
     counted = Counted(monkeypatch)
     again = rows(user_grid, "MB", "outline", alphas=[0.0, 0.5, 1.0])
-    assert [row.accuracy for row in again[:2]] == [row.accuracy for row in first]
+    assert [row.accuracy_pct for row in again[:2]] == [row.accuracy_pct for row in first]
     assert (counted.images, counted.models) == (IMAGES, 1), "alpha = 1 alone is new"
 
 
@@ -70,7 +70,7 @@ def test_a_pack_is_taken_as_it_is(user_grid):
     shutil.move(pack, user_grid.folder / "packed")
     shutil.rmtree(user_grid.folder / "outline")
     (row,) = rows(user_grid, "A", "packed")
-    assert row.accuracy == first[0].accuracy and row.evaluated_on == "packed"
+    assert row.accuracy_pct == first[0].accuracy_pct and row.evaluated_on == "packed"
     with pytest.raises(ValueError, match=r"packed: made with another transform .*crop: 1.0, not"):
         rows(user_grid, "A", "packed", "model.crop=0.9")
 
@@ -79,7 +79,7 @@ def test_a_users_set_may_be_named_like_a_union(user_grid):
     (plain,) = rows(user_grid, "A", "outline")
     (user_grid.folder / "outline").rename(user_grid.folder / "few+tinted")
     (row,) = rows(user_grid, "A", "few+tinted")
-    assert (row.accuracy, row.n) == (plain.accuracy, plain.n)
+    assert (row.accuracy_pct, row.images) == (plain.accuracy_pct, plain.images)
 
 
 def test_the_heads_classes_are_named_in_its_order_or_refused(user_grid):
@@ -87,7 +87,7 @@ def test_the_heads_classes_are_named_in_its_order_or_refused(user_grid):
     (row,) = rows(user_grid, "A", "outline", classes=head)
     logits, truth = by_timm(user_grid, "outline", load_file(user_grid.folder / "A.safetensors"))
     answers = [CLASSES.index(head[place]) for place in logits.argmax(1)]
-    assert row.accuracy == pytest.approx(100 * np.mean(np.array(answers) == truth.numpy()))
+    assert row.accuracy_pct == pytest.approx(100 * np.mean(np.array(answers) == truth.numpy()))
     for classes, message in (
         (None, r"names the classes of .*A.safetensors.s 5 outputs.* --classes"),
         (("bar", "cross"), r"--classes has 2 names, but the head of .* 5 outputs"),
@@ -106,12 +106,14 @@ def test_a_thousand_outputs_are_imagenets(user_grid):
         for name, label in (("few", imagenet.wnids()[number]), ("numbers", str(number))):
             (user_grid.folder / name / shape).rename(user_grid.folder / name / label)
     by_wnid, by_number = rows(user_grid, "I", "few numbers", classes=None, mask="present")
-    assert by_number.accuracy == by_wnid.accuracy and by_wnid.n == 21
+    assert by_number.accuracy_pct == by_wnid.accuracy_pct and by_wnid.images == 21
     net = timm.create_model(VIT, num_classes=1000, img_size=SIZE).double().eval()
     net.load_state_dict(load_file(user_grid.folder / "I.safetensors"))
     with torch.no_grad():
         top1 = net(drawn)[:, 8:11].argmax(1)
-    assert by_wnid.accuracy == pytest.approx(100 * (top1 == torch.arange(21) // 7).double().mean())
+    assert by_wnid.accuracy_pct == pytest.approx(
+        100 * (top1 == torch.arange(21) // 7).double().mean()
+    )
     with pytest.raises(ValueError, match=r"outline has 5 classes .*'bar' \(is it .*its folders"):
         rows(user_grid, "I", "outline", classes=None)
 

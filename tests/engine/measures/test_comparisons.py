@@ -80,7 +80,7 @@ def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
     read = gather(cells)
     overall, *on_sets = rows(comparisons.compare(read, [FT, LWF]))
-    of_method = mri(read).set_index("method")["mri"]
+    of_method = mri(read).set_index("method")["mRI_pts"]
     assert overall.difference_pts == pytest.approx(of_method["fine_tune"] - of_method["lwf"])
     assert overall.difference_pts == pytest.approx(np.mean([row.difference_pts for row in on_sets]))
     hit = {(c.method, c.downstream, c.evaluated_on): right(c).astype(float) for c in cells}
@@ -111,9 +111,9 @@ def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
 def test_only_arms_of_one_model_and_setting_are_compared(tmp_path):
     cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
     cells += [replace(cell, model="vit") for cell in cells]
-    trained = [cell for cell in cells if cell.method != "pre"]
+    trained = [cell for cell in cells if cell.method != "pretrained"]
     read = gather(cells + [replace(cell, setting=setting("step=16")) for cell in trained])
-    arms = [k for k, arm in enumerate(read.arms) if arm.method != "pre"]
+    arms = [k for k, arm in enumerate(read.arms) if arm.method != "pretrained"]
     compared = comparisons.compare(read, arms)
     pairs = {(read.arms[row.arm], read.arms[row.against]) for row in rows(compared)}
     of = {(a.model, str(a.setting), a.method, b.model, str(b.setting), b.method) for a, b in pairs}

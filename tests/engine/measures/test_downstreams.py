@@ -28,7 +28,7 @@ CASES = {
 def with_columns(folder, downstreams, seed=0):
     """A grid of random predictions whose models were fine-tuned on `downstreams`."""
     hits, out = random_hits(seed=seed), []
-    cells = [("pre", "", on) for on in (*SETS, "up")]
+    cells = [("pretrained", "", on) for on in (*SETS, "up")]
     cells += list(itertools.product(METHODS, downstreams, (*SETS, "up")))
     for number, (method, downstream, on) in enumerate(cells):
         path = folder / f"{number}.parquet"
@@ -44,7 +44,7 @@ def by_hand(accuracies, downstreams):
         columns = []
         for i in downstreams:
             changes = [
-                accuracies[method, i, j] - accuracies["pre", "", j]
+                accuracies[method, i, j] - accuracies["pretrained", "", j]
                 for j in SETS
                 if j not in i.split("+")
             ]

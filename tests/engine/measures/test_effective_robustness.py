@@ -111,7 +111,7 @@ def test_three_pre_trained_models_make_the_line_alone(tmp_path):
         evaluations += [replace(row, model=model) for row in of_model]
     read = above_trend(gather(evaluations))
     x = read.cells["accuracy"].to_numpy()[on(read, "b", "on_upstream")]
-    y, is_pre = on(read, "b", "accuracy"), on(read, "b", "method") == "pre"
+    y, is_pre = on(read, "b", "accuracy"), on(read, "b", "method") == "pretrained"
     assert is_pre.sum() == 3 and len(y) == 9
     expected = plain(x[is_pre], y[is_pre], (x, y))
     assert on(read, "b") == pytest.approx(list(expected))

@@ -72,7 +72,7 @@ def test_accuracies_of_groups_are_those_of_pandas_and_the_worst_is_the_lowest(me
             here = of_row[of_row["column"] == column].set_index("group")
             expected = frame.groupby(f"column:{column}")["hit"].agg(["mean", "size"])
             assert here["value_pct"].to_dict() == pytest.approx(expected["mean"].to_dict())
-            assert here["n"].to_dict() == expected["size"].to_dict()
+            assert here["images"].to_dict() == expected["size"].to_dict()
             assert [*here.index[here["is_worst"]]] == [expected["mean"].idxmin()]
             assert (here["value_low"] < here["value_pct"]).all()
             assert (here["value_pct"] < here["value_high"]).all()
@@ -83,10 +83,10 @@ def test_accuracies_of_groups_are_those_of_pandas_and_the_worst_is_the_lowest(me
 def test_means_are_over_models_not_fine_tuned_on_the_set(measured):
     _, table = measured
     keys = ["method", "evaluated_on", "column", "group"]
-    trained = table[(table["method"] != "pre") & (table["downstream"] != "")]
+    trained = table[(table["method"] != "pretrained") & (table["downstream"] != "")]
     own = trained["downstream"] == trained["evaluated_on"]
     expected = trained[~own].groupby(keys)[["value_pct", "change_pts"]].mean()
-    means = table[(table["method"] != "pre") & (table["downstream"] == "")]
+    means = table[(table["method"] != "pretrained") & (table["downstream"] == "")]
     means = means.set_index(keys)[["value_pct", "change_pts"]]
     pandas.testing.assert_frame_equal(means.sort_index(), expected.sort_index())
 
@@ -136,7 +136,7 @@ def test_a_set_left_out_is_grouped_whole_and_a_set_trained_on_by_its_held_out_im
     unions, rows, held_out = {"a": "b+c", "b": "a+c", "c": "a+b"}, [], np.arange(N) % 3 == 0
     for row in made(tmp_path / "made"):
         if row.evaluated_on in SETS:
-            columns = unions.values() if row.method == "pre" else [unions[row.downstream]]
+            columns = unions.values() if row.method == "pretrained" else [unions[row.downstream]]
             for column in columns:
                 place = tmp_path / f"{len(rows)}.parquet"
                 rows.append(replace(row, downstream=column, path=place))
@@ -146,12 +146,12 @@ def test_a_set_left_out_is_grouped_whole_and_a_set_trained_on_by_its_held_out_im
     grid = gather(rows, SETS, None, [*unions.values()])
     table = grid.named(groups.of(grid, rows))
     table = table[(table["column"] == "night") & (table["group"] == "yes")]
-    n = table[table["downstream"] != ""].groupby("downstream")["n"].unique()
+    n = table[table["downstream"] != ""].groupby("downstream")["images"].unique()
     whole, part = np.arange(N) % 4 == 0, (np.arange(N) % 4 == 0) & held_out
     assert {name: of.tolist() for name, of in n.items()} == {
         "a+b": [part.sum()], "a+c": [part.sum()], "b+c": [whole.sum()]
     }  # fmt: skip
     (tuned,) = table.query("method == 'fine_tune' and downstream == 'b+c'")["change_pts"]
-    (pre,) = table.query("method == 'pre' and downstream == 'b+c'")["value_pct"]
+    (pre,) = table.query("method == 'pretrained' and downstream == 'b+c'")["value_pct"]
     (after,) = table.query("method == 'fine_tune' and downstream == 'b+c'")["value_pct"]
     assert tuned == pytest.approx(after - pre)

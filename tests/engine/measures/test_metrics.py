@@ -38,7 +38,7 @@ def test_the_slides_worked_example():
 def test_interval_is_deterministic_and_blind_to_the_order_of_rows(tmp_path):
     evaluations = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
     first = mri(evaluations)
-    ends = ["mri_low", "mri_high"]
+    ends = ["mRI_low", "mRI_high"]
     turned = mri(evaluations[::-1]).set_index("method").loc[first["method"], ends]
     np.testing.assert_allclose(first[ends], turned, atol=1e-3)
     order = np.random.default_rng(0).permutation(60)
@@ -52,7 +52,7 @@ def test_the_mri_of_equal_models_is_exactly_0(tmp_path):
     random = np.random.default_rng(0)
     hits = {name: random.random(60) < 0.4 for name in (*sets, "up")}
     evaluations = grid(tmp_path, lambda method, downstream, on: hits[on], sets=sets)
-    assert (mri(evaluations, sets=sets)[["mri", "mri_low", "mri_high"]] == 0).all(axis=None)
+    assert (mri(evaluations, sets=sets)[["mRI_pts", "mRI_low", "mRI_high"]] == 0).all(axis=None)
 
 
 def test_groups_are_averaged_over_severities_then_corruptions():
@@ -63,7 +63,7 @@ def test_groups_are_averaged_over_severities_then_corruptions():
 
 
 def test_parts_of_a_folder_are_one_table(tmp_path):
-    whole = table(random_hits()("pre", "", "a"))
+    whole = table(random_hits()("pretrained", "", "a"))
     for name, part in (("part-10", whole.slice(0, 25)), ("part-2", whole.slice(25))):
         pq.write_table(part, tmp_path / f"{name}.parquet")
     (tmp_path / "done.json").write_text("{}")
@@ -73,7 +73,7 @@ def test_parts_of_a_folder_are_one_table(tmp_path):
 @pytest.mark.parametrize(
     ("drop", "missing"),
     [
-        (("pre", 0, "", "up"), "lite0 pre, evaluated on up, seed 0"),
+        (("pretrained", 0, "", "up"), "lite0 pretrained, evaluated on up, seed 0"),
         (("fine_tune", 0, "b"), "(original) fine-tuned on b, evaluated on a, seed 0"),
         (("fine_tune", 1, "c", "up"), "(original) fine-tuned on c, evaluated on up, seed 1"),
     ],
@@ -164,15 +164,15 @@ def test_damaged_predictions_are_refused(tmp_path, data, message):
 
 
 def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_text(tmp_path):
-    read = synthetic([("=1+1", "pre", "", None, "", "", "-a", -50.0)], SETS)
-    text = write_csv(tmp_path / "a.csv", read.cells[[*KEY, "n", "accuracy"]]).read_text()
-    assert text.splitlines()[1] == "'=1+1,pre,,,,,'-a,100,-50.0"
+    read = synthetic([("=1+1", "pretrained", "", None, "", "", "-a", -50.0)], SETS)
+    text = write_csv(tmp_path / "a.csv", read.cells[[*KEY, "images", "accuracy"]]).read_text()
+    assert text.splitlines()[1] == "'=1+1,pretrained,,,,,'-a,100,-50.0"
 
 
 def in_settings(cells, *settings):
     """The grid's cells in each of the settings, and the pretrained model once."""
-    before = [cell for cell in cells if cell.method == "pre"]
-    trained = [cell for cell in cells if cell.method != "pre"]
+    before = [cell for cell in cells if cell.method == "pretrained"]
+    trained = [cell for cell in cells if cell.method != "pretrained"]
     return before + [replace(cell, setting=setting(name)) for name in settings for cell in trained]
 
 
@@ -204,4 +204,4 @@ def test_what_was_seen_of_fewer_images_is_not_compared_with_the_pre_trained_mode
     unknown = read[scores.names(scores.BEFORE_AFTER)].isna()
     assert (unknown.all(axis=1) == unknown.any(axis=1)).all()
     is_held_out = (read[KEY[-2:]] == on_downstream.downstream).all(axis=1)
-    assert (unknown.all(axis=1) == (is_held_out | (read["method"] == "pre"))).all()
+    assert (unknown.all(axis=1) == (is_held_out | (read["method"] == "pretrained"))).all()

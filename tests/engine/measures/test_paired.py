@@ -102,7 +102,7 @@ def test_campaigns_reports_and_tables_of_the_same_predictions_give_the_same_numb
         source=source,
     )
     grid = stores.gather(cells)
-    first, second = (k for k, arm in enumerate(grid.arms) if arm.method != "pre")
+    first, second = (k for k, arm in enumerate(grid.arms) if arm.method != "pretrained")
     numbers = ["difference", "low", "high", "p", "minimum_detectable_difference", "sources"]
     for downstreams in (stores.SETS, ("a",)):
         of_campaign = comparisons.compare_pairs(

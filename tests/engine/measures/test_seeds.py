@@ -22,7 +22,7 @@ PAIRS = list(itertools.combinations(METHODS, 2))
 def of_seed(seed: int):
     """Hits that differ from seed to seed, but for the pretrained model's."""
     rng, same = np.random.default_rng(seed), random_hits(seed=9)
-    return lambda method, *at: same(method, *at) if method == "pre" else rng.random(60) < 0.5
+    return lambda method, *at: same(method, *at) if method == "pretrained" else rng.random(60) < 0.5
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -70,7 +70,7 @@ def test_the_variance_of_pairs_is_pooled_over_rows_that_train(tmp_path):
     accuracy = accuracy[accuracy["downstream"] != accuracy["evaluated_on"]]
     mri = accuracy.groupby(["method", "seed"])["accuracy"].mean().unstack()
     pooled = np.mean([(mri.loc[a] - mri.loc[b]).var() / 3 for a, b in PAIRS])
-    arms = [k for k, arm in enumerate(read.arms) if arm.method != "pre"]
+    arms = [k for k, arm in enumerate(read.arms) if arm.method != "pretrained"]
     for row in rows(comparisons.compare(read, arms).query("evaluated_on == ''")):
         a, b = read.arms[row.arm].method, read.arms[row.against].method
         own = (mri.loc[a] - mri.loc[b]).var() / 3
@@ -110,7 +110,7 @@ def test_a_replicate_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
 
     change = {method: ri(second, method) - ri(first, method) for method in METHODS}
     own = {(a, b): (change[a] - change[b]) ** 2 / 2 / 3 for a, b in PAIRS}
-    arms = [k for k, arm in enumerate(read.arms) if arm.method != "pre"]
+    arms = [k for k, arm in enumerate(read.arms) if arm.method != "pretrained"]
     compared = comparisons.compare(read, arms)
     for row in rows(compared.query("evaluated_on == ''")):
         pair = read.arms[row.arm].method, read.arms[row.against].method

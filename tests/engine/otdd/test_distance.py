@@ -356,5 +356,5 @@ def test_points_pair_the_drop_upstream_with_the_distance(results):
     points = section._points(results, matrix)
     assert list(points["set"]) == ["a", "c"] and list(points["distance"]) == [6.0, 7.0]
     for row in points.itertuples():
-        drop = cells["pre", "", "up"] - cells["fine_tune", row.set, "up"]
+        drop = cells["pretrained", "", "up"] - cells["fine_tune", row.set, "up"]
         assert row.drop_pts == pytest.approx(drop)

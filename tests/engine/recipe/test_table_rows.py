@@ -16,7 +16,7 @@ methods:
   ewc_strong: {base: ewc, method: {lam: 10.0}, optimizer: {lr: 0.001}}
   third: {base: wise_ft}
   named: {base: soup, title: All of them, method: {variant: released}}
-  two: {base: ensemble, method: {members: [pre, ewc]}}
+  two: {base: ensemble, method: {members: [pretrained, ewc]}}
 """
 
 

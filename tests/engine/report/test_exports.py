@@ -10,7 +10,8 @@ from engine.campaigns.record import MissingColumn, Row
 from engine.report import charts, columns, exports, finish, sections
 from engine.report.results import of_campaign
 from engine.report.section import Figure, Section, Table
-from helpers import reports
+from helpers import made_results, reports
+from helpers.stores import SETS
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,52 @@ def test_every_table_is_there_as_csv_parquet_and_latex(written):
     for name, table in names.items():
         place = folder / "tables" / name
         parquet = pandas.read_parquet(place.with_suffix(".parquet"))
-        pandas.testing.assert_frame_equal(parquet, table.data.reset_index(drop=True))
+        pandas.testing.assert_frame_equal(parquet, table.numbers.reset_index(drop=True))
         csv = pandas.read_csv(place.with_suffix(".csv"), keep_default_na=False)
-        assert list(csv) == list(table.data) and len(csv) == len(table.data)
+        assert list(csv) == list(table.numbers) and len(csv) == len(table.data)
         text = place.with_suffix(".tex").read_text()
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
         ends = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
         assert ends == {len(columns.shown(table.data)) - 1} and len(rows) == 1 + len(table.data)
+
+
+def test_tables_name_methods_as_the_other_files_do(written):
+    folder, _ = written
+    keys = ["model", "method", "variant", "alpha"]
+    mri = pandas.read_csv(folder / "mri.csv").query("headline")
+    ranking = pandas.read_csv(folder / "tables" / "ranking.csv")
+    both = mri.merge(ranking, on=keys, suffixes=("", "_of_table"))
+    assert len(both) == len(mri) == len(ranking) and {*mri["method"]} >= {"fine_tune", "wise_ft"}
+    assert (both["mRI_pts"] == both["mRI_pts_of_table"]).all()
+    pairs = pandas.read_csv(folder / "comparisons.csv").query("evaluated_on.isna()")
+    names = {"change_pts": "difference_pts"}
+    numbers = pandas.read_csv(folder / "tables" / "all-numbers.csv").rename(columns=names)
+    numbers = numbers.query("downstream == 'all' and evaluated_on == 'others'")
+    both = pairs.merge(numbers, on=[*keys, "against_method", "against_alpha", "difference_pts"])
+    assert len(both) == len(pairs) == 3
+
+
+def test_titles_with_settings_become_keys():
+    few, many = (f"optimizer.lr={lr},train.epochs=1" for lr in (0.1, 0.2))
+    cells = [("lite0", "pretrained", "", None, "", "", on, 50.0) for on in (*SETS, "up")]
+    cells += [
+        ("lite0", "lwf", "released", alpha, setting, down, on, 60.0)
+        for alpha, setting in ((None, few), (0.3, many))
+        for down in SETS
+        for on in SETS
+    ]
+    results = made_results.of_cells(cells)
+    titles = ["pretrained", *results.shown["method"], "LwF (released), epochs 1", "LwF", "mine"]
+    table = results.with_keys(pandas.DataFrame({"method": titles, "x_pts": range(6)}))
+    assert table.to_csv(index=False).splitlines() == [
+        "method,variant,alpha,setting,x_pts",
+        "pretrained,,,,0",
+        'lwf,released,,"optimizer.lr=0.1,train.epochs=1",1',
+        'lwf,released,0.3,"optimizer.lr=0.2,train.epochs=1",2',
+        "lwf,released,,train.epochs=1,3",
+        "lwf,,,,4",
+        "mine,,,,5",
+    ]
 
 
 @pytest.mark.slow

@@ -42,11 +42,11 @@ def test_numbers_are_those_of_the_report(folder):
     numbers = pandas.DataFrame(msgspec.to_builtins(read.numbers)).query("quantity == 'mRI'")
     both = mri.merge(numbers, on=["method", "alpha"])
     assert len(both) == len(mri) == len(numbers)
-    of_file, of_report = both[["value", "low", "high"]], both[["mri", "mri_low", "mri_high"]]
+    of_file, of_report = both[["value", "low", "high"]], both[["mRI_pts", "mRI_low", "mRI_high"]]
     np.testing.assert_allclose(of_file, of_report, rtol=1e-6)
     assert not both[["downstream", "evaluated_on"]].any(axis=None)
     accuracy = [each for each in read.numbers if each.quantity == "accuracy"]
-    assert {each.method for each in accuracy} == {"pre", *reports.TITLES}
+    assert {each.method for each in accuracy} == {"pretrained", *reports.TITLES}
     assert read.settings["Versions"] == {"torch": "2"} and read.limit == 0
     assert read.methods[0].settings["optimizer.lr"] == 1e-3
     settings = (folder / "tables" / "settings.csv").read_text("utf-8")

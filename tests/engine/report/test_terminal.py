@@ -106,18 +106,18 @@ def test_csv_files_hold_every_row(tmp_path):
     assert [len(files[f"{name}.csv"]) for name in ("comparisons", "behaviour")] == [3 + 9, 40]
     row = files["comparisons.csv"].iloc[0]
     assert (row["method"], row["against_method"], row["evaluated_on"]) == ("fine_tune", "lwf", "")
-    assert row["low"] <= row["difference"] <= row["high"]
+    assert row["difference_low"] <= row["difference_pts"] <= row["difference_high"]
     assert row["p"] <= row["adjusted_p"] <= 1
-    same = files["behaviour.csv"]["agreement"]
+    same = files["behaviour.csv"]["agreement_pct"]
     assert np.isnan(same.iloc[0]) and not np.isnan(same.iloc[-1])
     key = "model,method,variant,alpha,setting"
     heads = {name: ",".join(table.columns) for name, table in files.items()}
-    assert heads["accuracy.csv"] == f"{key},downstream,evaluated_on,n,accuracy,headline"
-    assert heads["mri.csv"] == f"{key},mri,mri_low,mri_high,headline"
+    assert heads["accuracy.csv"] == f"{key},downstream,evaluated_on,images,accuracy_pct,headline"
+    assert heads["mri.csv"] == f"{key},mRI_pts,mRI_low,mRI_high,headline"
     assert heads["intervals.csv"] == f"{key},downstream,evaluated_on,quantity,value,low,high"
     assert heads["comparisons.csv"] == (
-        f"{key},against_method,against_variant,against_alpha,evaluated_on,difference,low,high,p,"
-        "adjusted_p"
+        f"{key},against_method,against_variant,against_alpha,evaluated_on,difference_pts,"
+        "difference_low,difference_high,p,adjusted_p"
     )
 
 

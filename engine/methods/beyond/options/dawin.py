@@ -10,5 +10,5 @@ from engine.methods.beyond.options import ensemble
 
 @dataclass(frozen=True)
 class Recipe(ensemble.Recipe):
-    # methods whose weights are interpolated for each image; pre: the pretrained model
+    # methods whose weights are interpolated for each image, and `pretrained`
     members: list[str] = field(default_factory=lambda: [PRE, "fine_tune"])

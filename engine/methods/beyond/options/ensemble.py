@@ -30,5 +30,5 @@ class Recipe(MethodRecipe):
         if len(self.members) < 2 or len(set(self.members)) < len(self.members):
             raise RecipeError(
                 f"method.members={self.members}: name at least two different members, methods or "
-                "`pre`"
+                "`pretrained`"
             )

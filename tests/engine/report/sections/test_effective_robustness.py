@@ -65,7 +65,7 @@ def test_the_mean_counts_each_set_fine_tuned_on_alike_as_everywhere():
     """Of a model fine-tuned on `a` two sets count, of one fine-tuned on `up` three."""
     level, cells = itertools.count(30, 7), []
     for model in "xyz":
-        arms = [("pre", "", ""), *(("fine_tune", "original", on) for on in ("a", "up"))]
+        arms = [("pretrained", "", ""), *(("fine_tune", "original", on) for on in ("a", "up"))]
         for method, variant, downstream in arms:
             at = (model, method, variant, None, "", downstream)
             cells += [(*at, on, 20 + next(level) ** 2 % 61) for on in (*SETS, "up")]

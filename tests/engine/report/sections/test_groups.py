@@ -62,13 +62,15 @@ def test_a_campaign_stores_the_columns_of_a_set_with_its_predictions(
     stored = {row.evaluated_on: predictions.columns_of(row.path) for row in rows}
     assert stored == {"upstream": [], "outline": [], "tinted": ["copy"], "few": []}
     of_groups = campaigns.rows(report / "groups.csv")
-    (tinted,) = [row.path for row in rows if (row.method, row.evaluated_on) == ("pre", "tinted")]
+    (tinted,) = [
+        row.path for row in rows if (row.method, row.evaluated_on) == ("pretrained", "tinted")
+    ]
     frame = pq.read_table(tinted).to_pandas()
     assert {*frame["column:copy"]} < {f"{k}.png" for k in range(7)}
     expected = (100.0 * (frame["top1"] == frame["label"])).groupby(frame["column:copy"]).mean()
     found = {
         row["group"]: float(row["value_pct"])
         for row in of_groups
-        if row["method"] == "pre" and row["column"] == "copy"
+        if row["method"] == "pretrained" and row["column"] == "copy"
     }
     assert found == pytest.approx(expected.to_dict())
