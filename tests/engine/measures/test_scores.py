@@ -1,4 +1,4 @@
-"""Calibration error and scores of probabilities, against their definitions."""
+"""Calibration error, scores of probabilities and accuracy by class, against their definitions."""
 
 import numpy as np
 import pytest
@@ -53,3 +53,18 @@ def test_scores_of_probabilities_are_their_definitions():
     nll = scores.negative_log_likelihood(after)
     assert nll[:2].tolist() == pytest.approx([-np.log(0.75), -np.log(0.2)])
     assert nll[2] == pytest.approx(87.34, abs=0.01)
+
+
+def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():
+    rng = np.random.default_rng(0)
+    label = rng.choice([0, 2, 3, 7], 90, p=[0.7, 0.1, 0.1, 0.1])
+    top1 = np.where(rng.random(90) < 0.6, label, rng.integers(0, 9, 90))
+    weights = rng.random(90)
+    after = ImagePredictions(top1, label, *[np.ones(90, np.float32)] * 2, weights)
+    accuracies = [
+        np.average((top1 == label)[label == c], weights=weights[label == c]) for c in set(label)
+    ]
+    sources = np.arange(90)
+    assert scores.macro_accuracy(after, sources) == pytest.approx(100 * np.mean(accuracies))
+    assert scores.worst_class_accuracy(after, sources) == pytest.approx(100 * min(accuracies))
+    assert scores.macro_accuracy(after, sources) != pytest.approx(100 * np.mean(top1 == label))

@@ -12,7 +12,7 @@ from scipy import optimize, special
 
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.measures import scores
-from engine.measures.predictions import ImagePredictions, SetPredictions
+from engine.measures.predictions import SetPredictions
 from engine.measures.temperature_scaling import Temperature, temperature_of
 
 MASK = np.array([True, True, False, True, True, True, False, True])
@@ -101,18 +101,3 @@ def test_what_is_not_stored_has_no_error(tmp_path):
     assert temperature_of([path]) is None
     after = SetPredictions().add(path, scale=Temperature(3).confidence)
     assert np.isnan(scores.scaled_calibration_error(after, np.arange(20)))
-
-
-def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():
-    rng = np.random.default_rng(0)
-    label = rng.choice([0, 2, 3, 7], 90, p=[0.7, 0.1, 0.1, 0.1])
-    top1 = np.where(rng.random(90) < 0.6, label, rng.integers(0, 9, 90))
-    weights = rng.random(90)
-    after = ImagePredictions(top1, label, *[np.ones(90, np.float32)] * 2, weights)
-    accuracies = [
-        np.average((top1 == label)[label == c], weights=weights[label == c]) for c in set(label)
-    ]
-    sources = np.arange(90)
-    assert scores.macro_accuracy(after, sources) == pytest.approx(100 * np.mean(accuracies))
-    assert scores.worst_class_accuracy(after, sources) == pytest.approx(100 * min(accuracies))
-    assert scores.macro_accuracy(after, sources) != pytest.approx(100 * np.mean(top1 == label))
