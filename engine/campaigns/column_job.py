@@ -1,4 +1,7 @@
-"""The job of a column: trains its cells, evaluates its models, writes its part of the record."""
+"""The jobs of a column: train its cells, evaluate its models, write its part of the record.
+
+Jobs that do shares of the work only leave artefacts in the store. The column's own job finds them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import torch
 
 from engine.campaigns import job_states
 from engine.campaigns.parts import Models, write_part
-from engine.campaigns.plan import Column, Plan
+from engine.campaigns.plan import Column, Plan, Share
 from engine.cells.build import SNAPSHOTS, Builder, Followed
 from engine.errors import DivergedError
 from engine.evaluation import passes
@@ -84,22 +87,44 @@ def builders(plan: Plan, device: torch.device, column: Column) -> list[Builder]:
     return [builder, *map(builder.builder_of, rest)]
 
 
-def make_cells(plan: Plan, column: Column, device: torch.device, numbers: Collection[int]) -> None:
+def make_cells(plan: Plan, job: str, device: torch.device, numbers: Collection[int]) -> None:
     """Make cells of a column, given by their numbers in `plan.cells`.
 
-    Without a user's method among them, also what users' methods need of the engine's, so that no
-    process that runs a user's file makes another's cell.
+    Without a user's method among them, also what users' methods of the same job need of the
+    engine's, so that no process that runs a user's file makes another's cell.
     """
+    column = plan.column_of(job)
     rows = builders(plan, device, column)
     chosen = [rows[number] for number in numbers]
+    of_job = [rows[number] for number in plan.cells_of(job)]
     if not any(row.plan.runs_users for row in chosen):
-        users = [row for row in rows if row.plan.runs_users]
+        users = [row for row in (of_job if job in plan.shares else rows) if row.plan.runs_users]
         needs = [row.sibling(name) for row in users for name in row.plan.needs]
         chosen += [need for need in needs if not need.plan.runs_users]
+    total = len(of_job) + (job not in plan.shares)
     for row in chosen:
         is_trained(row, column)
-        done = sum(row.is_stored() for row in rows)
-        job_states.advance(plan.place, column.job, done, len(rows) + 1)
+        job_states.advance(plan.place, job, sum(row.is_stored() for row in of_job), total)
+
+
+def evaluate_share(plan: Plan, share: Share, device: torch.device) -> None:
+    """Evaluate models of a column on all datasets, those of its share among all models.
+
+    Models of users' methods that are not in the store are left to the column's job.
+    """
+    rows = builders(plan, device, share.column)
+    run, makeable = rows[0], [row for row in rows if row.is_stored() or not row.plan.runs_users]
+    # What no job has made, jobs make at different rows first.
+    for row in _in_turn(makeable, share.turn):
+        row.build()
+    every = [entry for row in makeable for entry in row.entries()]
+    entries = every[share.turn :: plan.jobs_per_column]
+    loaded = Bank(run)
+    for name in run.recipe.dataset.evaluated_sets:
+        _evaluate(run, share.column, entries, name, loaded)
+        run.sets.release(name)
+    _evaluate_probes(run, share.column, entries, loaded)
+    job_states.advance(plan.place, share.job, 1, 1)
 
 
 def make_column(plan: Plan, column: Column, device: torch.device) -> None:
@@ -109,14 +134,14 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
     """
     started, name = time.monotonic(), column.job
     rows = builders(plan, device, column)
+    own = {rows[number] for number in plan.cells_of(name)}
+    trained, done = set(), 0
     # Columns start at different rows, so that few wait for an artefact that one makes for all.
-    rotated = deque(rows)
-    rotated.rotate(-plan.columns.index(column))
-    trained = set()
-    for done, row in enumerate(rotated, start=1):
+    for row in _in_turn(rows, plan.columns.index(column)):
         if is_trained(row, column):
             trained.add(row)
-        job_states.advance(plan.place, name, done, len(rows) + 1)
+        done += row in own
+        job_states.advance(plan.place, name, done, len(own) + 1)
     # Collective calls: all ranks look cells and entries up.
     models = [
         RowModels(method, row, row.build(), row.entries())
@@ -125,26 +150,19 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
         for (method, _), row in zip(plan.named_cells(column), rows, strict=True)
     ]
     entries = [entry for of_row in models for entry in of_row.entries]
-    headlines = [entry.mix for entry in entries if entry.headline]
-    with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
     of_extras: dict[str, list[dict[str, Any]]] = {}
     run, loaded = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one
     for place in run.recipe.dataset.evaluated_sets:
-        split = run.recipe.split_of(place)
-        passes.evaluate(run, [entry.mix for entry in entries], [place], split, loaded)
-        if is_judged_seen(run, place, [column.downstream]) and not column.is_replicate:
-            passes.evaluate(run, headlines, [place], "train", loaded)
+        _evaluate(run, column, entries, place, loaded)
         if not column.is_replicate:
             with_weights = list(_with_weights(column, models, place))
             with allow_users_files():  # those of methods have processes of their own
                 for extra, of_set in extras.ask(run.recipe, "on_set", run, place, with_weights):
                     of_extras.setdefault(extra, []).extend(of_set)
         run.sets.release(place)
-    for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
-        passes.evaluate(run, with_features, [place], "holdout", loaded)
-        run.sets.release(place)
+    _evaluate_probes(run, column, entries, loaded)
     for _, row, cell, of_row in models:
         if cell is None:
             continue
@@ -159,8 +177,33 @@ def make_column(plan: Plan, column: Column, device: torch.device) -> None:
         row.remove_snapshots()
     if ranks.rank() == 0:
         write_part(plan.place, name, part_of_column(plan, column, models, of_extras))
-    job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
+    job_states.advance(plan.place, name, len(own) + 1, len(own) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
+
+
+def _in_turn(rows: Sequence[Builder], first: int) -> Sequence[Builder]:
+    """The rows from number `first` on, then those before it."""
+    in_turn = deque(rows)
+    in_turn.rotate(-first)
+    return in_turn
+
+
+def _evaluate(run: Run, column: Column, entries: Sequence[Entry], name: str, loaded: Bank) -> None:
+    """Evaluate models of a column on a dataset, in all roles that `_judged_on` gives it."""
+    mixes = [entry.mix for entry in entries]
+    passes.evaluate(run, mixes, [name], run.recipe.split_of(name), loaded)
+    if is_judged_seen(run, name, [column.downstream]) and not column.is_replicate:
+        headlines = [entry.mix for entry in entries if entry.headline]
+        passes.evaluate(run, headlines, [name], "train", loaded)
+
+
+def _evaluate_probes(run: Run, column: Column, entries: Sequence[Entry], loaded: Bank) -> None:
+    """Evaluate the features of a column's headline models on the probe sets."""
+    headlines = [entry.mix for entry in entries if entry.headline]
+    with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
+    for name in run.recipe.dataset.probe_sets if not column.is_replicate else ():
+        passes.evaluate(run, with_features, [name], "holdout", loaded)
+        run.sets.release(name)
 
 
 def is_trained(row: Builder, column: Column) -> bool:

@@ -26,7 +26,7 @@ from engine.campaigns.events import (
     read_events,
 )
 from engine.campaigns.parts import remove_part
-from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan, stage_of
+from engine.campaigns.plan import PREPARE, REPORT, TRAIN, Plan, stage_of
 from engine.campaigns.plan_folder import PlanFolder
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -235,15 +235,18 @@ def advance(place: PlanFolder, job: str, done: int, total: int, doing: str = "")
 def steps(plan: Plan, states: Mapping[str, JobState]) -> int:
     """Steps of the plan's jobs in the progress bar.
 
-    The preparation has one for every evaluated dataset and the model; a column has one for every
-    cell and one for the evaluation; the distances and the report have one. Jobs whose results
-    another campaign had have no progress and do not count.
+    The preparation has one for every evaluated dataset and the model; the others have one for every
+    cell that they make and, except trainings, one more. Jobs whose results another campaign had
+    have no progress and do not count.
     """
-    of = {PREPARE: len(plan.recipe.dataset.evaluated_sets) + 1, DISTANCES: 1, REPORT: 1}
+
+    def of(job: str) -> int:
+        if job == PREPARE:
+            return len(plan.recipe.dataset.evaluated_sets) + 1
+        return len(plan.cells_of(job)) + (stage_of(job) != TRAIN)
+
     return sum(
-        of.get(job, len(plan.rows) * plan.seeds + 1)
-        for job, state in states.items()
-        if state.progress or state.state != FINISHED
+        of(job) for job, state in states.items() if state.progress or state.state != FINISHED
     )
 
 

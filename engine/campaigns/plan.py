@@ -7,14 +7,18 @@ evaluations read only that file, so later changes to recipes do not affect the c
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import msgspec
 
+from engine.campaigns.groups import groups
 from engine.campaigns.plan_folder import REPORT, PlanFolder
 from engine.cells.cell_plan import CellPlan, cell_of_plain
 from engine.errors import CampaignError
@@ -25,8 +29,11 @@ from loaders.files import typed_json
 from loaders.files.names import Name, identifier
 from loaders.files.typed_json import DamagedFile
 
-# Jobs, and rules of the workflow, like REPORT.
-PREPARE, DISTANCES, COLUMN = "prepare", "distances", "column"
+# Stages, the rules of the workflow, like REPORT: each is a job, or its jobs' names begin with it.
+PREPARE, TRAIN, EVALUATE, COLUMN = "prepare", "train", "evaluate", "column"
+DISTANCES = "distances"
+MOST_JOBS = 64  # per column
+PRIORITIES = {DISTANCES: 1}  # where hours are not predicted: no column waits for the distances
 PAGE, TABLE = "index.html", "table.txt"  # in the report's folder
 RESULTS = "results.json"  # in the report's folder
 SEED = "seed"  # key of a column's setting, where seeds vary or for a replicate
@@ -34,7 +41,7 @@ SEED = "seed"  # key of a column's setting, where seeds vary or for a replicate
 
 @dataclass(frozen=True)
 class Column:
-    """All methods fine-tuned on one dataset, or a union `A+B` of several, in one setting: one job.
+    """All methods fine-tuned on one dataset, or a union `A+B` of several, in one setting.
 
     settings: values of the keys that vary, including the seed if it varies. is_replicate: whether
     it repeats another column with another seed. Means exclude replicates.
@@ -51,7 +58,7 @@ class Column:
 
     @property
     def job(self) -> str:
-        """The name of its job and of its files, without characters special to a shell."""
+        """The name of the job that writes its part of the record."""
         return f"column-{self.id}"
 
     @property
@@ -63,6 +70,29 @@ class Column:
     def setting(self) -> Setting:
         """The settings that tables show: all but the seed, over which results are averaged."""
         return self.settings.without(SEED)
+
+
+class Shape(NamedTuple):
+    """How the jobs of campaigns that run together divide work. gpus_per_job: of all jobs but the
+    distances and the report. jobs_per_column: as of `Plan`."""
+
+    gpus_per_job: int = 1
+    jobs_per_column: int = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """A job that does a part of a column's work first. It only leaves artefacts in the store, which
+    the column's job finds, or makes if they are lost.
+
+    job: its name. cells: of TRAIN, the numbers of the cells that it makes, in `Plan.cells`. turn:
+    of EVALUATE, the first of the models that it evaluates, which are `Plan.jobs_per_column` apart.
+    """
+
+    job: str
+    column: Column
+    cells: tuple[int, ...] = ()
+    turn: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +109,8 @@ class Plan:
         is_sweep: whether the command varies a single row.
         modules: digests of methods, by module, and of users' other files (kinds of datasets,
             `dataset.words`), by path.
+        jobs_per_column: the most jobs that train a column's cells, and the number of those that
+            then evaluate its models, before the column's own job; with 1, that job does all.
     """
 
     name: str
@@ -90,6 +122,7 @@ class Plan:
     device: str
     is_sweep: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
+    jobs_per_column: Annotated[int, msgspec.Meta(ge=1, le=MOST_JOBS)] = 1
 
     @property
     def recipe(self) -> Recipe:
@@ -135,8 +168,75 @@ class Plan:
 
     @property
     def jobs(self) -> list[str]:
-        """The names of all jobs, in the order in which they run."""
-        return [PREPARE, *(column.job for column in self.columns), DISTANCES, REPORT]
+        """The names of all jobs, each after those that it needs."""
+        return list(self.needs)
+
+    @cached_property
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """The jobs that end before a job starts, by its name."""
+        needs: dict[str, list[str]] = {PREPARE: []}
+        for column in self.columns:
+            trainings, evaluations = self._shares_of(column)
+            trained = [PREPARE, *(share.job for share in trainings)]
+            needs |= {share.job: [PREPARE] for share in trainings}
+            needs |= {share.job: trained for share in evaluations}
+            needs[column.job] = [*trained, *(share.job for share in evaluations)]
+        columns = [column.job for column in self.columns]
+        return {**needs, DISTANCES: [PREPARE], REPORT: [DISTANCES, *columns]}
+
+    @cached_property
+    def shares(self) -> Mapping[str, Share]:
+        """The jobs that do parts of columns, by name."""
+        shares = (chain(*self._shares_of(column)) for column in self.columns)
+        return {share.job: share for share in chain(*shares)}
+
+    def column_of(self, job: str) -> Column:
+        """The column of a job that works for one."""
+        return self.shares[job].column if job in self.shares else self._columns[job]
+
+    @cached_property
+    def _columns(self) -> Mapping[str, Column]:
+        return {column.job: column for column in self.columns}
+
+    def cells_of(self, job: str) -> Sequence[int]:
+        """Numbers of the cells that a job makes, in `cells`: a column's are those that no other job
+        makes."""
+        if stage_of(job) == COLUMN:
+            return self._cells_of_columns
+        return self.shares[job].cells if job in self.shares else ()
+
+    @cached_property
+    def _cells_of_columns(self) -> Sequence[int]:
+        made = set(chain(*self._groups))
+        return [k for k in range(len(self.rows) * self.seeds) if k not in made]
+
+    def _shares_of(self, column: Column) -> tuple[list[Share], list[Share]]:
+        """The jobs that train a column's cells, and those that evaluate its models.
+
+        The column's own job evaluates what a campaign tries: it leaves diverged models out.
+        """
+        count = self.jobs_per_column
+        trainings = [
+            Share(f"{TRAIN}-{turn}of{count}-{self._words(cells)}-{column.id}", column, cells)
+            for turn, cells in enumerate(self._groups, start=1)
+        ]
+        turns = range(count if count > 1 and not column.setting.is_tried else 0)
+        return trainings, [
+            Share(f"{EVALUATE}-{turn + 1}of{count}-{column.id}", column, turn=turn)
+            for turn in turns
+        ]
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, ...]]:
+        """Numbers of the cells of each job that trains, the same in all columns."""
+        if self.jobs_per_column == 1:
+            return []
+        return groups(list(self.cells(self.columns[0])), self.jobs_per_column)
+
+    def _words(self, cells: Sequence[int]) -> str:
+        """The rows of cells as a part of a job's name, which need not be complete."""
+        rows = dict.fromkeys(self.methods[number % len(self.rows)] for number in cells)
+        return re.sub(r"[^A-Za-z0-9_+]+", "_", "+".join(rows))[:30]
 
     @property
     def needed(self) -> list[str]:
@@ -161,17 +261,17 @@ class Plan:
             yield from ((name, cell.seeded(seed)) for name, cell in rows.items())
 
     @property
-    def recipes(self) -> list[list[Recipe]]:
-        """Of each column: the recipes of its cells and of all cells that these need."""
+    def recipes(self) -> list[list[list[Recipe]]]:
+        """Of each column, the recipes of each cell and of all cells that it needs."""
         return [
-            [cell.recipe for row in self.cells(column) for cell in row.all()]
+            [[cell.recipe for cell in row.all()] for row in self.cells(column)]
             for column in self.columns
         ]
 
 
 def stage_of(job: str) -> str:
     """The rule of the workflow that runs a job."""
-    return job if job in (PREPARE, DISTANCES, REPORT) else COLUMN
+    return job.partition("-")[0]
 
 
 def plan_to_json(plan: Plan) -> bytes:

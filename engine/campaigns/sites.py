@@ -6,10 +6,23 @@ import dataclasses
 import math
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.campaigns.plan import COLUMN, DISTANCES, PREPARE, REPORT, Plan
+from engine.campaigns.plan import (
+    COLUMN,
+    DISTANCES,
+    EVALUATE,
+    MOST_JOBS,
+    PREPARE,
+    PRIORITIES,
+    REPORT,
+    TRAIN,
+    Plan,
+    Shape,
+    stage_of,
+)
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.errors import CampaignError
 
@@ -18,6 +31,7 @@ START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MARGIN = 3  # factor on the predicted time: schedulers end jobs that exceed their request
 DISTANCES_H = 30 / 60  # between the datasets, on four cores
 REPORT_H = 10 / 60  # bootstrap
+ONE = Shape()
 Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minutes)
 
 
@@ -28,6 +42,7 @@ class Site:
     device: of all jobs: cpu, cuda or auto (each job chooses). words: options of Snakemake.
     ranks: processes per job, each with one GPU. scheduler: the one that queues the jobs; None on
     this machine or with a profile. environment: additional variables for Snakemake.
+    jobs_per_column: as of `Plan`. gpus: of this machine, if jobs run here on GPUs.
     """
 
     device: str
@@ -35,6 +50,8 @@ class Site:
     ranks: int = 1
     scheduler: Scheduler | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    jobs_per_column: int = 1
+    gpus: int = 0
 
 
 def checked(options: RunOptions) -> RunOptions:
@@ -52,6 +69,8 @@ def checked(options: RunOptions) -> RunOptions:
     for name in of_queues if not is_queued else ():
         if getattr(options, name) != getattr(RunOptions, name):
             raise ValueError(f"--{name} is an option of --executor {'|'.join(SCHEDULERS)}")
+    if options.jobs_per_column > MOST_JOBS:
+        raise ValueError(f"--jobs-per-column {options.jobs_per_column}: at most {MOST_JOBS}")
     # In a scheduler's allocation, a process may use fewer cores than the machine has.
     default = (
         QUEUED_CORES * max(1, options.gpus_per_job) if is_queued else len(os.sched_getaffinity(0))
@@ -66,7 +85,8 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     Raises ValueError if the recipe's device or the number of GPUs is not available, and
     CampaignError as the scheduler does.
     """
-    device, ranks = plans[0].recipe.device, max(1, options.gpus_per_job)
+    device, gpus = plans[0].recipe.device, 0
+    shape = Shape(max(1, options.gpus_per_job), max(1, options.jobs_per_column))
     scheduler: Scheduler | None = None
     environment: Mapping[str, str] = {}
     words: tuple[str, ...] = ("--cores", str(options.cores))
@@ -82,29 +102,54 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
         from engine.machine.devices import pick_device
 
         device = pick_device(device).type
-        there = torch.cuda.device_count() if device == "cuda" else 0
-        if device == "cuda" and ranks > there:
-            raise ValueError(f"--gpus-per-job {ranks}: this machine has {there} GPUs")
-        if there > 1 and not options.gpus_per_job:
-            ranks = _predicted_ranks(plans, there)
-        words += ("--resources", f"gpu={there}")
-    if ranks > 1 and device == "cpu":
-        raise ValueError(f"--gpus-per-job {ranks}: the jobs run on CPUs")
-    return Site(device, words, ranks, scheduler, environment)
+        gpus = torch.cuda.device_count() if device == "cuda" else 0
+        if device == "cuda" and shape.gpus_per_job > gpus:
+            raise ValueError(f"--gpus-per-job {shape.gpus_per_job}: this machine has {gpus} GPUs")
+        if gpus > 1 and not (options.gpus_per_job and options.jobs_per_column):
+            shape = _local_shape(options, plans, gpus)
+        words += ("--resources", f"gpu={gpus}")
+    if shape.gpus_per_job > 1 and device == "cpu":
+        raise ValueError(f"--gpus-per-job {shape.gpus_per_job}: the jobs run on CPUs")
+    if (scheduler or options.profile) and not options.jobs_per_column:
+        shape = _queued_shape(options, plans, device)
+    ranks, jobs = shape
+    return Site(device, words, ranks, scheduler, environment, jobs, gpus)
 
 
-def _predicted_ranks(plans: Sequence[Plan], gpus: int) -> int:
-    """The GPUs per job with which campaigns are predicted to end first, as a line says."""
+def _local_shape(options: RunOptions, plans: Sequence[Plan], gpus: int) -> Shape:
+    """How campaigns use this machine's GPUs, as predicted to end first and as a line says."""
+    from engine.campaigns import simulation
     from engine.cost import estimate
 
-    costs = [estimate.of(plan.recipes, len(plan.rows)) for plan in plans]
-    device = estimate.gpu("A100")  # shares of times, which other GPUs have too
-    ranks = estimate.gpus_per_job(costs, device, gpus)
-    hours = {n: estimate.simulated(costs, device, gpus, n).hours for n in (1, ranks)}
-    gain = f", {hours[1] / hours[ranks]:.2g} times as fast as with 1" if ranks > 1 else ""
-    text = f"note: GPUs per job: {ranks} of {gpus}{gain} (predicted; --gpus-per-job overrides)"
-    print(text, file=sys.stderr)
-    return ranks
+    grids = [simulation.planned(plan) for plan in plans]
+    given = options.gpus_per_job, options.jobs_per_column
+    device = estimate.gpu(simulation.TYPICAL)
+    shape = simulation.best_shape(grids, device, gpus, *given)
+    hours = {each: simulation.simulated(grids, device, gpus, each).hours for each in (ONE, shape)}
+    gain = f", {hours[ONE] / hours[shape]:.2g} times as fast as with 1 and 1" * (shape != ONE)
+    print(
+        f"note: GPUs per job: {shape.gpus_per_job} of {gpus}, jobs per column: "
+        f"{shape.jobs_per_column}{gain} (predicted; --gpus-per-job, --jobs-per-column override)",
+        file=sys.stderr,
+    )
+    return shape
+
+
+def _queued_shape(options: RunOptions, plans: Sequence[Plan], device: str) -> Shape:
+    """How campaigns use GPUs, or cores, elsewhere, of which nobody knows how many are free."""
+    from engine.campaigns import simulation
+    from engine.cost import estimate
+
+    grids = [simulation.planned(plan) for plan in plans]
+    on = estimate.cpu(options.cores) if device == "cpu" else estimate.gpu(simulation.TYPICAL)
+    shape, times = simulation.queued_shape(grids, on, max(1, options.gpus_per_job))
+    gain = f", {times:.2g} times as fast as 1 if no job waits" * (shape.jobs_per_column > 1)
+    print(
+        f"note: jobs per column: {shape.jobs_per_column}{gain} (predicted; --jobs-per-column "
+        "overrides)",
+        file=sys.stderr,
+    )
+    return shape
 
 
 def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
@@ -112,17 +157,25 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
     gpus = 0 if site.device == "cpu" else site.ranks
     if options.executor == "local" and not options.profile:
         cores = max(1, options.cores // plans)
+        share = {"threads": _threads(options, site, plan), "gpu": gpus}
         return {
             PREPARE: {"threads": cores, "gpu": gpus},
             COLUMN: {"threads": min(plan.threads, options.cores), "gpu": gpus},
+            TRAIN: share,
+            EVALUATE: share,
             DISTANCES: {"threads": min(plan.threads, options.cores), "gpu": min(gpus, 1)},
             REPORT: {"threads": cores},
         }
+    from engine.campaigns import simulation
     from engine.cost import estimate
 
-    costs = estimate.of(plan.recipes, len(plan.rows))
+    grid = simulation.planned(plan)
+    costs = grid.costs
     cores = options.cores if site.scheduler else plan.threads
-    device = estimate.gpu("A100") if gpus else estimate.cpu(cores)
+    device = estimate.gpu(simulation.TYPICAL) if gpus else estimate.cpu(cores)
+    longest: dict[str, float] = defaultdict(float)  # hours of each stage's longest job
+    for job in grid.jobs(device, site.ranks):
+        longest[stage_of(job.name)] = max(longest[stage_of(job.name)], job.hours)
 
     def asked(hours: float, ranks: int = 1) -> dict[str, int]:
         memory = 1000 * (options.mem or costs.memory_gb(ranks))
@@ -133,10 +186,29 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
 
     return {
         PREPARE: asked(device.hours(costs.shared, site.ranks), site.ranks) | {"gpu": gpus},
+        # It also makes what is lost of other jobs' work.
         COLUMN: asked(costs.column_hours(device, site.ranks), site.ranks) | {"gpu": gpus},
+        TRAIN: asked(longest[TRAIN], site.ranks) | {"gpu": gpus},
+        EVALUATE: asked(longest[EVALUATE], site.ranks) | {"gpu": gpus},
         DISTANCES: asked(DISTANCES_H) | {"gpu": min(gpus, 1)},
         REPORT: asked(REPORT_H),
     }
+
+
+def priorities(site: Site, plan: Plan) -> Mapping[str, int]:
+    """By job, a number: of two that could start, the one with the higher does. 0 if missing."""
+    if site.gpus < 2:
+        return PRIORITIES
+    from engine.campaigns import simulation
+
+    return simulation.priorities(plan, site.ranks)
+
+
+def _threads(options: RunOptions, site: Site, plan: Plan) -> int:
+    """CPU threads of a job that does a share of a column, on this machine."""
+    places = site.gpus // site.ranks if site.gpus else options.cores // plan.recipe.threads
+    beside = max(1, min(places, len(plan.columns) * plan.jobs_per_column))
+    return max(plan.recipe.threads, min(plan.threads, options.cores // beside))
 
 
 def text(asked: Resources) -> str:

@@ -59,16 +59,14 @@ def of(begun: StartedCampaign, now: float, *, is_latest: bool = True) -> Status:
         since = place.path.stat().st_mtime
         return Status(begun.name, place.name, DAMAGED, since, Counter(), (0, 0), error=str(error))
     of_column = len(plan.rows) * plan.seeds
-    columns = [column.job for column in plan.columns]
     replicates = of_column * sum(column.is_replicate for column in plan.columns)
-    done = sum(
-        of_column
-        if states[job].state == FINISHED_JOB
-        else min(of_column, job_states.steps_done([states[job]]))
-        for job in columns
-    )
+    done = 0
+    for job, state in states.items():
+        of_job = len(plan.cells_of(job))
+        is_done = state.state == FINISHED_JOB
+        done += of_job if is_done else min(of_job, job_states.steps_done([state]))
     jobs = Counter(state.state for state in states.values())
-    cells = (done, of_column * len(columns))
+    cells = (done, of_column * len(plan.columns))
     # A campaign that was finished and lacks an artefact makes its report again.
     if begun.record and states[REPORT].state == FINISHED_JOB:
         since = place.record.stat().st_mtime

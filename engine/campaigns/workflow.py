@@ -25,7 +25,7 @@ from engine.campaigns import job_states, reuse, sites
 from engine.campaigns.events import Ended, Queued, append_event
 from engine.campaigns.job_states import DONE, FINISHED, RUNNING, JobReader, JobState
 from engine.campaigns.parts import Part, write_part
-from engine.campaigns.plan import COLUMN, REPORT, Plan, plan_to_json, stage_of
+from engine.campaigns.plan import COLUMN, REPORT, TRAIN, Plan, plan_to_json, stage_of
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import RunOptions, Scheduler
 from engine.campaigns.sites import Resources, Site
@@ -57,7 +57,8 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
     Raises CampaignError if a job fails, after finishing the other campaigns.
     """
     where = sites.of(options, plans)
-    plans = [dataclasses.replace(plan, device=where.device) for plan in plans]
+    jobs = where.jobs_per_column
+    plans = [dataclasses.replace(p, device=where.device, jobs_per_column=jobs) for p in plans]
     asked = [sites.resources(options, where, plan, len(plans)) for plan in plans]
     if dry_run:
         for plan, resources in zip(plans, asked, strict=True):
@@ -105,6 +106,9 @@ def _begin(plan: Plan, where: Site) -> dict[str, Part]:
     for job, part in found.items():
         write_part(plan.place, job, part)
         job_states.set_done(plan.place, job)
+    for job, share in plan.shares.items():  # another number of them may have run before
+        if job_states.is_done(plan.place, share.column.job):
+            job_states.set_done(plan.place, job)
     return found
 
 
@@ -119,8 +123,9 @@ def _write_settings(
     for plan, resources in zip(plans, asked, strict=True):
         # Relative to Snakemake's folder: braces in its path would be wildcards.
         settings[os.path.relpath(plan.place.path, plans[0].place.plans)] = {
-            "columns": [column.id for column in plan.columns],
             "folder": os.getcwd(),
+            "needs": plan.needs,
+            "priorities": sites.priorities(where, plan),
             "program": _program(plan, where),
             "resources": resources,
         }
@@ -190,7 +195,7 @@ def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
     plural = "s" * (len(names) != 1)
     print(f"{plan.place.campaign.name}: {len(names)} job{plural} would run", *lines, sep="\n  ")
-    if COLUMN in stages.values():
+    if {TRAIN, COLUMN} & set(stages.values()):
         print(f"a column trains {', '.join(plan.methods)}")
 
 

@@ -1,6 +1,6 @@
-# A campaign's jobs: `prepare` for all columns, one job per column, the distances, the report. Cells and
-# predictions are artefacts with their own markers and are not outputs here, so Snakemake deletes
-# none after an interruption: a job that runs again reuses them.
+# A campaign's jobs: `prepare` for all columns, a job per column after those that do shares of its
+# work, the distances, the report. Cells and predictions are artefacts with their own markers and are
+# not outputs here, so Snakemake deletes none after an interruption: a job that runs again reuses them.
 import json
 import os
 import shlex
@@ -12,7 +12,7 @@ from engine.campaigns.plan_folder import PlanFolder
 
 envvars: "RIB_WORKFLOW"
 
-# Each campaign's columns, program and resources, by the folder of its plan. Folders are relative to
+# Each campaign's jobs, program and resources, by the folder of its plan. Folders are relative to
 # Snakemake's: braces in its path would be wildcards.
 GRIDS = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text("utf-8"))
 # Huge pages for malloc save a tenth of the time on a CPU. glibc reads the variable at start.
@@ -25,20 +25,12 @@ JOB = (
 ATTEMPT = (sys.executable, "-P", "-m", "engine.campaigns.retries")
 
 
-def job(stage, wildcards):
-    return f"column-{wildcards.column}" if stage == "column" else stage
-
-
-def command(stage):
+def command(wildcards):
     """The job's program in its folder, with the job's name as last argument."""
-
-    def line(wildcards):
-        grid, name = GRIDS[wildcards.grid], job(stage, wildcards)
-        of_job = (str(Path(wildcards.grid).absolute()), name)
-        program = shlex.join([*ATTEMPT, *of_job, *grid["program"], name])
-        return f"{shlex.join(['cd', grid['folder']])} && {program}"
-
-    return line
+    grid, name = GRIDS[wildcards.grid], wildcards.job
+    of_job = (str(Path(wildcards.grid).absolute()), name)
+    program = shlex.join([*ATTEMPT, *of_job, *grid["program"], name])
+    return f"{shlex.join(['cd', grid['folder']])} && {program}"
 
 
 def resources_of(stage):
@@ -50,7 +42,7 @@ def resources_of(stage):
             if name != "runtime":
                 return once
             place = PlanFolder(Path(wildcards.grid).absolute())
-            return minutes(place, job(stage, wildcards), once, attempt)
+            return minutes(place, wildcards.job, once, attempt)
 
         return of
 
@@ -62,8 +54,20 @@ def threads_of(stage):
     return lambda wildcards: GRIDS[wildcards.grid]["resources"][stage]["threads"]
 
 
-wildcard_constraints:
-    column="[^/]+",
+def needs_of(wildcards):
+    """The markers of the jobs that end before a job. Of shares of a column, which may be made at
+    another number of jobs after the column, the time does not count."""
+
+    def marker(need):
+        path = f"{wildcards.grid}/done/{need}"
+        return ancient(path) if need.startswith(("train-", "evaluate-")) else path
+
+    return [marker(need) for need in GRIDS[wildcards.grid]["needs"][wildcards.job]]
+
+
+def priority_of(wildcards):
+    """Of the jobs that could start, the one that most hours depend on does."""
+    return GRIDS[wildcards.grid]["priorities"].get(wildcards.job, 0)
 
 
 rule all:
@@ -71,68 +75,24 @@ rule all:
         expand("{grid}/done/report", grid=GRIDS),
 
 
-rule prepare:
-    output:
-        "{grid}/done/prepare",
-    log:
-        "{grid}/logs/prepare.log",
-    threads: threads_of("prepare")
-    resources:
-        **resources_of("prepare"),
-    params:
-        command=command("prepare"),
-    shell:
-        JOB
+for stage in ("prepare", "train", "evaluate", "column", "distances", "report"):
 
-
-rule column:
-    input:
-        "{grid}/done/prepare",
-    output:
-        "{grid}/done/column-{column}",
-    log:
-        "{grid}/logs/column-{column}.log",
-    threads: threads_of("column")
-    resources:
-        **resources_of("column"),
-    params:
-        command=command("column"),
-    shell:
-        JOB
-
-
-rule distances:
-    input:
-        "{grid}/done/prepare",
-    output:
-        "{grid}/done/distances",
-    log:
-        "{grid}/logs/distances.log",
-    threads: threads_of("distances")
-    resources:
-        **resources_of("distances"),
-    params:
-        command=command("distances"),
-    shell:
-        JOB
-
-
-rule report:
-    input:
-        "{grid}/done/distances",
-        lambda wildcards: expand(
-            "{grid}/done/column-{column}",
-            grid=wildcards.grid,
-            column=GRIDS[wildcards.grid]["columns"],
-        ),
-    output:
-        "{grid}/done/report",
-    log:
-        "{grid}/logs/report.log",
-    threads: threads_of("report")
-    resources:
-        **resources_of("report"),
-    params:
-        command=command("report"),
-    shell:
-        JOB
+    rule:
+        name:
+            stage
+        wildcard_constraints:
+            job=f"{stage}(-[^/]+)?",
+        input:
+            needs_of,
+        output:
+            "{grid}/done/{job}",
+        log:
+            "{grid}/logs/{job}.log",
+        threads: threads_of(stage)
+        priority: priority_of
+        resources:
+            **resources_of(stage),
+        params:
+            command=command,
+        shell:
+            JOB

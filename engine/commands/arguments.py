@@ -261,6 +261,9 @@ def _campaign_options(parser: Parser) -> None:
     add("--gpus-per-job", type=at_least(1), default=0,
         help="GPUs per job (default: those predicted to end first on this machine; 1 on a "
         "cluster)")  # fmt: skip
+    add("--jobs-per-column", type=at_least(1), default=0,
+        help="jobs that train a column's cells side by side, and that then evaluate its models; 1: "
+        "one job does all (default: as predicted to end first; 1 on CPU cores)")  # fmt: skip
     add = parser.add_argument_group("with --executor slurm").add_argument
     add("--partition", default="", help="partition (default: Slurm's)")
     add("--account", default="", help="account (default: Slurm's)")

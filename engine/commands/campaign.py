@@ -210,7 +210,7 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
     for plan in plans:
         trained = [
             cell
-            for cell in itertools.chain(*plan.recipes)
+            for cell in itertools.chain(*itertools.chain(*plan.recipes))
             if cell.train.warmup_steps and cell.method.takes_steps
             if not is_users(cell.method.module)  # whose options only its file knows
         ]

@@ -25,8 +25,10 @@ from engine.campaigns.events import Placed, append_event, recorded
 from engine.campaigns.plan import (
     COLUMN,
     DISTANCES,
+    EVALUATE,
     PREPARE,
     REPORT,
+    TRAIN,
     Plan,
     check_modules,
     read_plan,
@@ -57,7 +59,7 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of a job's command line."""
     words = argparse.ArgumentParser()
-    words.add_argument("job", help="prepare, column-NAME, distances or report")
+    words.add_argument("job", help="a name in the plan, such as prepare or column-NAME")
     words.add_argument("--plan", type=Path, required=True)
     words.add_argument("--ranks", type=int, default=1, help="processes of prepare or a column")
     words.add_argument("--cells", type=int, nargs="*", help="numbers of the cells to make, alone")
@@ -70,8 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     job, place = arguments.job, PlanFolder(arguments.plan.parent)
     is_part, code = arguments.cells is not None or arguments.found, 0
     plan = read_plan(place)
-    of_users = any(row.runs_users for row in plan.rows.values())
-    in_processes = stage_of(job) == COLUMN and of_users and not is_part
+    in_processes = not is_part and _runs_users(plan, job)
     if job != REPORT and not in_processes and "RANK" not in os.environ:
         _take_gpus(1 if job == DISTANCES else arguments.ranks, plan.device)
     with in_use(Store(place.store)), recorded(place, job, is_part=is_part):
@@ -85,18 +86,31 @@ def run(arguments: argparse.Namespace) -> None:
         job_states.set_done(place, job)
 
 
+def _runs_users(plan: Plan, job: str) -> bool:
+    """Whether a job makes cells of users' methods."""
+    rows = list(plan.rows.values())
+    if stage_of(job) == TRAIN:
+        rows = [rows[number % len(rows)] for number in plan.cells_of(job)]
+    return stage_of(job) in (TRAIN, COLUMN) and any(row.runs_users for row in rows)
+
+
 def _in_processes(plan: Plan, job: str) -> int:
-    """Make the cell of each user's method in a process of its own, after the engine's cells, and
-    evaluate them all in a last one. What a user's file changes in torch then changes no other row.
+    """Make the cell of each user's method in a process of its own, after the engine's cells; a
+    column's job evaluates them all in a last one. What a user's file changes in torch then changes
+    no other row.
 
     Returns the exit code of the first process that fails, or 0.
     """
-    (column,) = [column for column in plan.columns if column.job == job]
-    cells = list(plan.cells(column))
-    engines = [str(number) for number, cell in enumerate(cells) if not cell.runs_users]
-    first = [["--cells", *engines]] if engines or any(cell.needs for cell in cells) else []
-    alone = [["--cells", str(k)] for k, cell in enumerate(cells) if cell.runs_users]
-    for words in (*first, *alone, ["--found"]):
+    is_share = job in plan.shares
+    cells = dict(enumerate(plan.cells(plan.column_of(job))))
+    if is_share:
+        cells = {number: cells[number] for number in plan.cells_of(job)}
+    engines = [str(number) for number, cell in cells.items() if not cell.runs_users]
+    needs = any(cell.needs for cell in cells.values())
+    first = [["--cells", *engines]] if engines or needs else []
+    alone = [["--cells", str(number)] for number, cell in cells.items() if cell.runs_users]
+    last = [] if is_share else [["--found"]]
+    for words in (*first, *alone, *last):
         command = [sys.executable, "-P", "-m", "engine.commands.job", *sys.argv[1:], *words]
         process = subprocess.Popen(following(command))
 
@@ -136,24 +150,26 @@ def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
 
         make_distances(plan, device)
     else:
-        with allow_users_files(not arguments.found):
-            _make_cells(arguments, plan, device)
+        with allow_users_files(not arguments.found and stage_of(job) != EVALUATE):
+            _work(arguments, plan, device)
     ranks.stop()
 
 
-def _make_cells(arguments: argparse.Namespace, plan: Plan, device: torch.device) -> None:
-    if arguments.job == PREPARE:
+def _work(arguments: argparse.Namespace, plan: Plan, device: torch.device) -> None:
+    job, numbers = arguments.job, arguments.cells
+    if job == PREPARE:
         from engine.campaigns.prepare_job import prepare
 
         prepare(plan, device)
         return
-    from engine.campaigns.column_job import make_cells, make_column
+    from engine.campaigns.column_job import evaluate_share, make_cells, make_column
 
-    (column,) = [column for column in plan.columns if column.job == arguments.job]
-    if arguments.cells is None:
-        make_column(plan, column, device)
+    if stage_of(job) == EVALUATE:
+        evaluate_share(plan, plan.shares[job], device)
+    elif stage_of(job) == TRAIN or numbers is not None:
+        make_cells(plan, job, device, plan.cells_of(job) if numbers is None else numbers)
     else:
-        make_cells(plan, column, device, arguments.cells)
+        make_column(plan, plan.column_of(job), device)
 
 
 def _check_gpu(device: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.campaigns.make_plan import make_plan
-from engine.campaigns.plan import Plan
 from engine.commands.status import size
 from engine.cost.rates import SPREAD
 from engine.machine.terminal import announce
@@ -16,6 +15,7 @@ from engine.recipe.campaigns import each_model
 from engine.report import console
 
 if TYPE_CHECKING:
+    from engine.campaigns.simulation import Planned
     from engine.cost.estimate import Device, Estimate
     from engine.cost.schedule import Schedule
 
@@ -27,28 +27,30 @@ def run(arguments: argparse.Namespace) -> None:
     grids = each_model(arguments.name, arguments.overrides)
     plans = [make_plan(arguments.name, grid) for grid in grids]
     announce(f"counting the operations of {arguments.name}")
+    from engine.campaigns import simulation
     from engine.cost import estimate  # here, because it imports numpy
 
     devices = [estimate.gpu(name) for name in ("A100", "H100")]
     if arguments.tflops:
         devices.append(estimate.users_gpu(arguments.tflops))
-    estimates = [estimate.of(plan.recipes, len(plan.rows)) for plan in plans]
-    for plan, each in zip(plans, estimates, strict=True):
-        print(text(plan, each, devices, estimate.this_core(each.network)))
-    if len(estimates) > 1:
-        print(f"\nall {len(estimates)} models in one workflow")
-        print("\n".join(_times(estimates, devices)))
+    grids = [simulation.planned(plan) for plan in plans]
+    for grid in grids:
+        print(text(grid, devices, estimate.this_core(grid.costs.network)))
+    if len(grids) > 1:
+        print(f"\nall {len(grids)} models in one workflow")
+        print("\n".join(_times(grids, devices)))
 
 
-def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device) -> str:
+def text(grid: Planned, devices: Sequence[Device], core: Device) -> str:
     """The estimate for one model's grid: work by part, and totals. core: of this machine."""
+    plan, estimate = grid.plan, grid.costs
     model, net, columns = plan.recipe.model, estimate.network, plan.columns
     again = sum(column.is_replicate for column in columns)
-    grid = f"{len(columns) - again} columns" + (
+    counts = f"{len(columns) - again} columns" + (
         f", {again} of them on a second seed" if again else ""
     )
     cores = len(os.sched_getaffinity(0))
-    shown, here = [*devices, core], _time(estimate.hours_on_cores(core, cores, plan.threads))
+    shown, here = [*devices, core], _time(grid.hours_on_cores(core, cores))
     rows = []
     for name, parts in estimate.by_name().items():
         images = sum(part.images for part in parts)
@@ -56,7 +58,7 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device
         times = [_time(device.hours(parts)) for device in shown]
         rows.append([name, f"{images:,}", f"{operations / 1e15:,.2g}", *times])
     title = (
-        f"{plan.name}: {model.name}, {len(plan.rows)} methods x {grid}, variant "
+        f"{plan.name}: {model.name}, {len(plan.rows)} methods x {counts}, variant "
         f"{plan.recipe.method.variant}\n{net.parameters / 1e6:.1f}M parameters, "
         f"{net.forward / 1e9:.1f} GFLOP per forward pass of an image of {model.image_size} px"
     )
@@ -66,12 +68,12 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device
         [
             console.text(title, heads, rows),
             "",
-            *_times([estimate], devices),
+            *_times([grid], devices),
             f"{f'CPU, {cores}':<12}{here} on this machine",
             "            predicted: GPUs from data sheets and others' measurements, shown",
             "            as a factor of 1.25 either way; the CPU from timing a matrix product;",
             "            excludes encoding, reading, CKA, probe sets, greedy soups, other seeds",
-            f"jobs        {len(plan.jobs)}: preparation, {grid}, distances, report",
+            f"jobs        {len(plan.jobs)}: preparation, {counts}, distances, report",
             *_jobs(estimate, devices),
             f"memory      about {estimate.memory_gb():.0f} GB per job, on the host and on a GPU",
             f"disk        {size(sum(estimate.disk.values()))}: {disk}",
@@ -79,28 +81,32 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device
     )
 
 
-def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str]:
+def _times(grids: Sequence[Planned], devices: Sequence[Device]) -> list[str]:
     """The time of campaigns on 1, 8 and 64 GPUs, which share a workflow, one line per kind of GPU,
     and what binds it with the first."""
-    from engine.cost import estimate
+    from engine.campaigns import simulation
 
     lines, details = [], []
     for device in devices:
-        per_job = [estimate.gpus_per_job(estimates, device, number) for number in GPUS]
+        shapes = [simulation.best_shape(grids, device, number) for number in GPUS]
         schedules = [
-            estimate.simulated(estimates, device, number, each)
-            for number, each in zip(GPUS, per_job, strict=True)
+            simulation.simulated(grids, device, number, shape)
+            for number, shape in zip(GPUS, shapes, strict=True)
         ]
         hours = ", ".join(_range(schedule.hours) for schedule in schedules)
         lines.append(f"{device.name:<12}{hours} on {', '.join(map(str, GPUS))} GPUs")
-        jobs, binds = ", ".join(map(str, per_job)), ", ".join(map(_binds, schedules))
-        details.append(f"{'':<12}{device.name}: --gpus-per-job {jobs}; binds: {binds}")
+        ranks, jobs = (", ".join(map(str, of_all)) for of_all in zip(*shapes, strict=True))
+        binds = ", ".join(map(_binds, schedules))
+        details.append(
+            f"{'':<12}{device.name}: --gpus-per-job {ranks}; --jobs-per-column {jobs}; "
+            f"binds: {binds}"
+        )
     return [*lines, details[0]]
 
 
 def _binds(schedule: Schedule) -> str:
     """What would have to be faster for the workflow to end earlier."""
-    what = "GPUs" if schedule.busy > BUSY else "longest column"
+    what = "GPUs" if schedule.busy > BUSY else "longest jobs"
     return f"{what} ({schedule.busy:.0%} busy)"
 
 

@@ -1,8 +1,4 @@
-"""Predicts a campaign's hours, memory and disk space from its work and machines' rates.
-
-Jobs run as in the workflow: the preparation, then columns beside the distances between datasets.
-The report, which takes seconds, is left out.
-"""
+"""Predicts the hours, memory and disk space of a campaign's work from machines' rates."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.cost import rates, work
-from engine.cost.schedule import Job, Schedule, simulate
 from engine.cost.work import Network, Work
 from engine.data import packs
 from engine.recipe.schema import Recipe
@@ -24,8 +19,6 @@ PROCESS_GB = 3.0  # Python, torch, numba and compiled code
 COPIES = 4  # of a model in training: weights, gradient and two moments of the optimizer
 STEP_BYTES = 28  # memory traffic of an optimizer's step per fp32 parameter
 EXCHANGE_BYTES = 24  # of DeepSpeed's copies beside an all-reduce: flattened, scaled, copied back
-NEAR = 1.05  # a prediction does not tell apart what is closer
-NODE_GPUS = 8  # a job runs on one node
 
 
 @dataclass(frozen=True)
@@ -100,8 +93,10 @@ class Estimate:
     """All work of a campaign, by job.
 
     recipe: the first cell's. rows: number of the table's rows. shared: work before the columns, on
-    as many GPUs as a column. images: by dataset. largest: images of the largest dataset that is
-    trained on or evaluated; others are streamed. disk: bytes by kind of artefact.
+    as many GPUs as a column. columns: of each, its trainings, then the evaluation of each model,
+    without what a job pays to start (`work.in_a_job`). images: by dataset. largest: images of the
+    largest dataset that is trained on or evaluated; others are streamed. disk: bytes by kind of
+    artefact.
     """
 
     recipe: Recipe
@@ -115,32 +110,8 @@ class Estimate:
     disk: dict[str, float]
 
     def column_hours(self, device: Device, gpus: int = 1) -> float:
-        """Hours of the longest column, with this number of GPUs per job."""
-        return max(device.hours(column, gpus) for column in self.columns)
-
-    def jobs(self, device: Device, places: int, grid: str = "") -> list[Job]:
-        """The workflow's jobs: the preparation, columns beside the distances, the report. places:
-        GPUs, or cores, of the preparation and of a column. grid: a prefix of the jobs' names."""
-        gpus = 1 if device.cores else places
-        prepare, distances, report = (f"{grid}{job}" for job in ("prepare", "distances", "report"))
-        beside = [
-            Job(distances, device.hours(self.distances), places if device.cores else 1, [prepare])
-        ]
-        beside += [
-            Job(f"{grid}column-{number}", device.hours(column, gpus), places, [prepare])
-            for number, column in enumerate(self.columns)
-        ]
-        names = [job.name for job in beside]
-        return [
-            Job(prepare, device.hours(self.shared, gpus), places),
-            *beside,
-            Job(report, 0.0, places, names),
-        ]
-
-    def hours_on_cores(self, core: Device, cores: int, threads: int) -> float:
-        """Hours of the campaign on this number of cores, of which each job uses `threads`."""
-        each = min(cores, threads)
-        return simulate(self.jobs(cpu(each, core.fp32), each), cores).hours
+        """Hours of the longest column in one job, with this number of GPUs."""
+        return max(device.hours(work.in_a_job(column), gpus) for column in self.columns)
 
     def memory_gb(self, gpus: int = 1) -> float:
         """Host memory of a job in GB; for one GPU also the memory on the GPU."""
@@ -154,47 +125,22 @@ class Estimate:
     def by_name(self) -> dict[str, list[Work]]:
         """The parts grouped by name, in order."""
         groups: dict[str, list[Work]] = {}
-        for part in itertools.chain(self.shared, *self.columns, self.distances):
+        columns = map(work.in_a_job, self.columns)
+        for part in itertools.chain(self.shared, *columns, self.distances):
             groups.setdefault(part.name, []).append(part)
         return groups
 
 
-def simulated(
-    estimates: Sequence[Estimate], device: Device, gpus: int, gpus_per_job: int
-) -> Schedule:
-    """The workflow of one or more grids on this number of GPUs, of several machines under Slurm
-    where there are more than `NODE_GPUS`."""
-    jobs = [
-        job
-        for number, estimate in enumerate(estimates)
-        for job in estimate.jobs(device, gpus_per_job, f"{number}-" if number else "")
-    ]
-    return simulate(jobs, gpus, rates.NOTICE_S / 3600 if gpus > NODE_GPUS else 0.0)
-
-
-def gpus_per_job(estimates: Sequence[Estimate], device: Device, gpus: int) -> int:
-    """The fewest GPUs per job with which the workflow ends within `NEAR` of the earliest end.
-
-    At most a machine's, of which each has room for whole jobs, and a divisor of each grid's
-    `batch_size / accumulation`.
-    """
-    trained = [estimate.recipe.train for estimate in estimates]
-    batch = math.gcd(*(train.batch_size // train.accumulation for train in trained))
-    machine = min(gpus, NODE_GPUS)
-    choices = [n for n in range(1, machine + 1) if batch % n == 0 and machine % n == 0]
-    hours = {n: simulated(estimates, device, gpus, n).hours for n in choices}
-    return next(n for n in choices if hours[n] <= NEAR * min(hours.values()))
-
-
-def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
+def of(columns: Sequence[Sequence[Sequence[Recipe]]], rows: int) -> Estimate:
     """Estimates the cost of a campaign.
 
-    columns: the recipes of each column's cells. rows: the number of the table's rows. Users'
-    methods count as plain fine-tuning; datasets that are not encoded with their published size.
-    Raises ValueError if a dataset is neither encoded nor known, or its folder cannot be read.
+    columns: of each, the recipes of each cell and of the cells that it needs. rows: the number of
+    the table's rows. Users' methods count as plain fine-tuning; datasets that are not encoded with
+    their published size. Raises ValueError if a dataset is neither encoded nor known, or its folder
+    cannot be read.
     """
-    recipe = columns[0][0]
-    dataset, trained = recipe.dataset, [column[0].trained_sets for column in columns]
+    recipe = columns[0][0][0]
+    dataset, trained = recipe.dataset, [column[0][0].trained_sets for column in columns]
     needed = dict.fromkeys([*recipe.base_sets, *itertools.chain(*trained)])
     sizes = {name: work.size_of(recipe, name) for name in needed}
     images = {name: of.images for name, of in sizes.items()}
@@ -205,7 +151,7 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     predictions += sum(stored for _, _, stored in counted)
     cropped = {
         name: cell
-        for cell in itertools.chain(*columns)
+        for cell in itertools.chain(*itertools.chain(*columns))
         for name in cell.trained_sets
         if cell.train.crops
     }
@@ -218,7 +164,7 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
         net,
         shared=[
             work.START,
-            work.graphs(columns[-1]),
+            work.graphs(counted[-1][0]),
             net.evaluated("pretrained model", everywhere, recipe),
             *work.fishers(columns, images, net),
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,11 @@ class Job:
 @dataclass(frozen=True)
 class Schedule:
     """spans: hours from the workflow's start at which each job starts and ends, by its name.
-    busy: the share of the places that work, over the whole time."""
+    work: hours of all jobs, each times its places. busy: the share of the places that work, over
+    the whole time."""
 
     spans: Mapping[str, tuple[float, float]]
+    work: float
     busy: float
 
     @property
@@ -77,4 +80,17 @@ def simulate(jobs: Sequence[Job], places: int, notice: float = 0.0) -> Schedule:
     assert len(spans) == len(jobs), "a job needs one that does not end"
     work = sum(job.hours * job.places for job in jobs)
     total = max(end for _, end in spans.values())
-    return Schedule(spans, work / (places * total) if total else 1.0)
+    return Schedule(spans, work, work / (places * total) if total else 1.0)
+
+
+def longest_first(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with the hours of the longest chain that each begins as its priority. Every job
+    comes after those that it needs."""
+    after: dict[str, float] = defaultdict(float)  # hours of the longest chain that needs a job
+    ranked = []
+    for job in reversed(jobs):
+        priority = job.hours + after[job.name]
+        for need in job.needs:
+            after[need] = max(after[need], priority)
+        ranked.append(dataclasses.replace(job, priority=priority))
+    return ranked[::-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ class Work:
         batches: training steps, or batches of evaluation.
         trained: parameters that each step updates and ranks exchange; 0 in evaluation.
         core_s, gpu_s: other work, in core-seconds of a job on a CPU, or seconds of a job on a GPU.
+        graphs: names of the graphs that it runs.
+        cell: of a training, the number of the column's cell that it is part of.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Work:
     trained: int = 0
     core_s: float = 0.0
     gpu_s: float = 0.0
+    graphs: tuple[str, ...] = ()
+    cell: int | None = None
 
 
 START = Work("jobs start", core_s=rates.START_S, gpu_s=rates.START_S)  # of each job
@@ -91,7 +95,8 @@ class Network:
         """An evaluation of `images` forward passes in total."""
         traffic = rates.traffic(images * self.elements, compiled=True, training=False)
         batches, fp32 = images / recipe.evaluate.batch_size, recipe.evaluate.precision == "fp32"
-        return Work(name, images, images * self.forward, traffic, fp32, batches)
+        operations = images * self.forward
+        return Work(name, images, operations, traffic, fp32, batches, graphs=("evaluation",))
 
     def trained(self, name: str, images: int, passes: float, recipe: Recipe) -> Work:
         """A training on `images` images in total, at `passes` forward passes per image."""
@@ -126,31 +131,32 @@ def form_of(model: ModelRecipe) -> str:
     return f"{model.image_size} px, projection {model.projection}"
 
 
-def graphs(cells: Sequence[Recipe]) -> Work:
-    """The compilation of graphs: one for evaluation, and those that methods train with."""
-    return Work("graphs are compiled", gpu_s=_graphs(cells) * rates.GRAPH_S)
+def graphs(parts: Iterable[Work]) -> Work:
+    """The compilation of the graphs that these parts run."""
+    return Work("graphs are compiled", gpu_s=_graphs(parts) * rates.GRAPH_S)
 
 
-def traces(cells: Sequence[Recipe]) -> Work:
-    """What a column's process pays for graphs that the preparation has compiled: caches keep code,
-    and Dynamo traces again."""
-    return Work(START.name, gpu_s=_graphs(cells) * rates.TRACE_S)
+def in_a_job(parts: Sequence[Work]) -> list[Work]:
+    """The work of a job that does these parts of a column's. Its process pays for graphs that the
+    preparation has compiled: caches keep code, and Dynamo traces again."""
+    return [START, Work(START.name, gpu_s=_graphs(parts) * rates.TRACE_S), *parts]
 
 
-def _graphs(cells: Sequence[Recipe]) -> int:
-    names = set[str]()
-    for cell in cells:
-        # A user's method counts as fine-tuning.
-        names.update(("network",) if is_users(cell.method.module) else cell.method.graphs)
-    return 1 + len(names)
+def graphs_of(cell: Recipe) -> tuple[str, ...]:
+    """The graphs that a cell trains with. A user's method counts as fine-tuning."""
+    return ("network",) if is_users(cell.method.module) else tuple(cell.method.graphs)
+
+
+def _graphs(parts: Iterable[Work]) -> int:
+    return len({name for part in parts for name in part.graphs})
 
 
 def fishers(
-    columns: Sequence[Sequence[Recipe]], images: Mapping[str, int], net: Network
+    columns: Sequence[Sequence[Sequence[Recipe]]], images: Mapping[str, int], net: Network
 ) -> list[Work]:
     """Each Fisher that cells of EWC ask for. images: by dataset."""
     distinct = set()
-    for cell in itertools.chain(*columns):
+    for cell in itertools.chain(*itertools.chain(*columns)):
         if "fisher_images" in (options := vars(cell.method)):
             most = sum(images[name] for name in trained_sets(cell.upstream))
             number = min(options["fisher_images"] or most, most)
@@ -170,19 +176,21 @@ def distances(recipe: Recipe, sizes: Mapping[str, Size]) -> Work:
 
 
 def column(
-    cells: Sequence[Recipe], sizes: Mapping[str, Size], net: Network
+    cells: Sequence[Sequence[Recipe]], sizes: Mapping[str, Size], net: Network
 ) -> tuple[list[Work], int, int]:
     """Returns the work of a column, its number of weight files, and of stored predictions.
 
-    cells: those of all rows, with the cells that they need.
+    cells: each with the cells that it needs. The work is trainings, then the evaluation of each
+    model.
     """
-    distinct = {}
-    for cell in cells:  # two rows may have the same cell under different titles
-        untitled = dataclasses.replace(cell, method=dataclasses.replace(cell.method, title=""))
-        distinct[short_digest(dataclasses.asdict(untitled))] = cell
+    distinct: dict[str, tuple[int, Recipe]] = {}
+    # What a cell combines, its own row trains, if there is one.
+    for number in sorted(range(len(cells)), key=lambda k: not cells[k][0].method.trains):
+        for cell in cells[number]:
+            distinct.setdefault(short_digest(dataclasses.asdict(cell.untitled)), (number, cell))
     # extra: models evaluated without a pass of their own (fitted heads and ensembles)
-    work, networks, extra, weights = [START, traces(cells)], 0, 0, 0
-    for cell in distinct.values():
+    work, networks, extra, weights = list[Work](), 0, 0, 0
+    for number, cell in distinct.values():
         method, passes = cell.method, _passes(cell)
         if not method.trains:
             networks += method.merged_models
@@ -192,12 +200,14 @@ def column(
         # A fitted head is trained and evaluated on stored features.
         of_trained = [sizes[name] for name in cell.trained_sets]
         images = cell.train.epochs * trained_on(cell, of_trained) if passes else 0
-        work.append(net.trained(f"training: {method.title}", images, passes, cell))
+        training = net.trained(f"training: {method.title}", images, passes, cell)
+        work.append(dataclasses.replace(training, graphs=graphs_of(cell), cell=number))
         networks += 1 + cell.train.snapshots if passes else 0
         extra += not passes
         weights += 1
-    each = sum(_judged(cells[0], name, sizes[name]) for name in cells[0].dataset.evaluated_sets)
-    work.append(net.evaluated("evaluation", networks * each, cells[0]))
+    first = cells[0][0]
+    each = sum(_judged(first, name, sizes[name]) for name in first.dataset.evaluated_sets)
+    work += [net.evaluated("evaluation", each, first)] * networks
     return work, weights, (networks + extra) * each
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
@@ -447,6 +447,11 @@ class Recipe:
     def trained_sets(self) -> list[str]:
         """The downstream dataset, or those of a union."""
         return trained_sets(self.downstream)
+
+    @property
+    def untitled(self) -> Recipe:
+        """Without the method's title, under which two rows may have the same cell."""
+        return replace(self, method=replace(self.method, title=""))
 
     def split_of(self, name: str) -> str:
         """The split that a dataset is evaluated on: the held-out images if the cell trained on it,

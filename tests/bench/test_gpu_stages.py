@@ -15,7 +15,7 @@ from bench import campaign, gpu, photos, ranks
 from bench.counts import LIMITS
 from bench.gpu import ROOT, Stage, stages
 from engine.commands import doctor
-from engine.cost import estimate, rates
+from engine.cost import estimate, rates, work
 from engine.recipe.campaigns import recipe_names
 from helpers import fork_server
 
@@ -119,16 +119,16 @@ def test_the_counts_of_the_engines_stage_are_those_of_its_plan(tmp_path, monkeyp
     plan = campaign.planned(tmp_path, torch.device("cuda"), small=False)
     (images,), counts = set(drawn), LIMITS["engine"][1]
     predicted = estimate.of(plan.recipes, len(plan.rows))
-    column, shared = predicted.columns[0], predicted.shared
+    column, shared = work.in_a_job(predicted.columns[0]), predicted.shared
     of_images = {
-        "trained": sum(work.images for work in column if work.name.startswith("training")),
+        "trained": sum(each.images for each in column if each.name.startswith("training")),
         "evaluated": sum(w.images for w in (*column, *shared) if not w.trained and not w.fp32),
-        "fp32": sum(work.images for work in shared if work.fp32),
+        "fp32": sum(each.images for each in shared if each.fp32),
     }
     assert {name: images // 2 * count for name, count in of_images.items()} == {
         name: getattr(counts, name) for name in of_images
     }
-    (traces,) = [work.gpu_s for work in column if work.gpu_s > rates.START_S]
+    (traces,) = [each.gpu_s for each in column if each.gpu_s > rates.START_S]
     assert traces == counts.traces * rates.TRACE_S
 
 

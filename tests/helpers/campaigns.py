@@ -17,10 +17,20 @@ import torch
 
 from engine import cli
 from engine.campaigns import job_states, record, workflow
-from engine.campaigns.column_job import make_column
+from engine.campaigns.column_job import evaluate_share, make_cells, make_column
 from engine.campaigns.distances_job import make_distances
 from engine.campaigns.make_plan import make_plan
-from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan, plan_to_json, read_plan
+from engine.campaigns.plan import (
+    DISTANCES,
+    EVALUATE,
+    PREPARE,
+    REPORT,
+    TRAIN,
+    Plan,
+    plan_to_json,
+    read_plan,
+    stage_of,
+)
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.prepare_job import prepare
 from engine.campaigns.record import FinishedCampaign
@@ -139,10 +149,14 @@ def do(plan: Plan, name: str) -> None:
         make_distances(plan, device)
     elif name == REPORT:
         job.report(plan)
+    elif stage_of(name) == EVALUATE:
+        evaluate_share(plan, plan.shares[name], device)
     else:
-        (column,) = [column for column in plan.columns if column.job == name]
         with allow_users_files():
-            make_column(plan, column, device)
+            if stage_of(name) == TRAIN:
+                make_cells(plan, name, device, plan.cells_of(name))
+            else:
+                make_column(plan, plan.column_of(name), device)
 
 
 def plan_of(file: Path | str, *words: str, cores: int = 1) -> Plan:

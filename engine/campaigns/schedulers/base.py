@@ -16,16 +16,18 @@ class RunOptions:
     """The user's options for where a campaign runs.
 
     executor: `local`, or a scheduler's name. cores: 0 means all of this machine, or 4 per GPU of a
-    queued job. gpus_per_job: GPUs of prepare and of a column; 0 means as predicted to
-    end first on this machine, and 1 elsewhere. profile: folder of a Snakemake
-    profile. time (hours), mem (GB): per job; None means as predicted. partition, account: empty
-    means the scheduler's default. retries: None means `RETRIES`. requeue: whether the scheduler
-    requeues preempted jobs.
+    queued job. gpus_per_job: of all jobs but distances and report; 0 means as predicted to end
+    first on this machine, and 1 elsewhere. jobs_per_column: as `Plan.jobs_per_column`; 0 means as
+    predicted to end first on GPUs and elsewhere, and 1 on this machine's cores. profile: folder of
+    a Snakemake profile. time (hours), mem (GB): per job; None means as predicted. partition,
+    account: empty means the scheduler's default. retries: None means `RETRIES`. requeue: whether
+    the scheduler requeues preempted jobs.
     """
 
     executor: str = "local"
     cores: int = 0
     gpus_per_job: int = 0
+    jobs_per_column: int = 0
     profile: Path | None = None
     partition: str = ""
     account: str = ""

@@ -45,6 +45,7 @@ FORK = multiprocessing.get_context("fork")
 ENDS = {"user-error": "exit 2", "bug": "exit 1", "preempted": "exit 75", "killed": "kill -KILL $$"}
 ENDS |= {"left": "echo goodbye; exit 0"}
 HOUR = 60
+STAGES = ("prepare", "train", "evaluate", "column", "distances", "report")
 
 
 JOB = "column-few"
@@ -175,8 +176,9 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     write_atomic(script, text.encode())
     stage = {"threads": 1, "runtime": HOUR}
     settings = {
-        "columns": list(ENDS), "folder": str(tmp_path), "program": ["sh", str(script)],
-        "resources": {name: stage for name in ("prepare", "column", "distances", "report")},
+        "needs": plan.needs, "priorities": {},
+        "folder": str(tmp_path), "program": ["sh", str(script)],
+        "resources": dict.fromkeys(STAGES, stage),
     }  # fmt: skip
     file = place / workflow.FILE
     file.write_text(json.dumps({place.name: settings}))
@@ -186,7 +188,8 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     assert done.returncode == 1, done.stderr
     begun = {name: len((place / f"column-{name}").read_text().split()) for name in ENDS}
     assert begun == {"user-error": 1} | dict.fromkeys([*ENDS][1:], 3), done.stderr
-    asked = re.findall(r"wildcards: grid=\S+, column=(\S+)\n.*?runtime=(\d+)", done.stderr, re.S)
+    job_and_minutes = r"wildcards: grid=\S+, job=column-(\S+)\n.*?runtime=(\d+)"
+    asked = re.findall(job_and_minutes, done.stderr, re.S)
     minutes = {name: [int(runtime) for each, runtime in asked if each == name] for name in ENDS}
     assert minutes == {n: [HOUR, 2 * HOUR, 3 * HOUR] for n in ENDS} | {"user-error": [HOUR, 5, 5]}
     shown = dict(job_states.failures(plan))

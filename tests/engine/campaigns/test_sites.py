@@ -45,6 +45,8 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     assert sites.resources(options, where, plan) == {
         "prepare": {"threads": 8, "gpu": 1},
         "column": {"threads": plan.threads, "gpu": 1},
+        "train": {"threads": plan.threads, "gpu": 1},
+        "evaluate": {"threads": plan.threads, "gpu": 1},
         "distances": {"threads": plan.threads, "gpu": 1},
         "report": {"threads": 8},
     }
@@ -59,17 +61,45 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     assert command.endswith("--ranks 4") and " -P " in command
 
 
-def test_gpus_per_job_are_those_that_the_plan_predicts_and_an_option_overrides(
+def test_the_shape_is_the_one_that_the_plan_predicts_and_options_override(
     folder, tmp_path, monkeypatch, capsys
 ):
     see_gpus(monkeypatch, 8)
     plan = plan_of(folder, tmp_path, "auto")
-    monkeypatch.setattr(estimate, "gpus_per_job", lambda *_: 4)
-    assert sites.of(RunOptions(cores=8), [plan]).ranks == 4
-    line = "note: GPUs per job: 4 of 8, "
+    slow = estimate.Device("slow", 1e-9, 1e-9)
+    monkeypatch.setattr(estimate, "gpu", lambda _: slow)
+    where = sites.of(RunOptions(cores=8), [plan])
+    assert (where.ranks, where.jobs_per_column, where.gpus) == (4, 2, 8)
+    line = "note: GPUs per job: 4 of 8, jobs per column: 2, 3 times as fast as with 1 and 1 (pre"
     assert capsys.readouterr().err.startswith(line)
-    assert sites.of(RunOptions(cores=8, gpus_per_job=2), [plan]).ranks == 2
-    assert not capsys.readouterr().err
+    where = sites.of(RunOptions(cores=8, gpus_per_job=2), [plan])
+    assert where.ranks == 2 and where.jobs_per_column > 1
+    assert capsys.readouterr().err
+    where = sites.of(RunOptions(cores=8, gpus_per_job=2, jobs_per_column=3), [plan])
+    assert (where.ranks, where.jobs_per_column) == (2, 3) and not capsys.readouterr().err
+    shares = dataclasses.replace(plan, jobs_per_column=3)
+    asked = sites.resources(RunOptions(cores=64), where, shares)
+    assert asked["train"] == asked["evaluate"] == {"threads": plan.threads, "gpu": 2}
+    few = dataclasses.replace(shares, columns=plan.columns[:1], threads=64)
+    assert sites.resources(RunOptions(cores=64), where, few)["train"]["threads"] == 64 // 3
+    priorities = sites.priorities(where, shares)
+    assert max(priorities, key=priorities.__getitem__) == "prepare"
+    assert sites.priorities(Site("cpu", ()), plan) == {"distances": 1}
+    with pytest.raises(ValueError, match="--jobs-per-column 65: at most 64"):
+        sites.checked(RunOptions(jobs_per_column=65))
+
+
+def test_jobs_of_cores_are_whole_columns_unless_an_option_says_otherwise(
+    folder, tmp_path, monkeypatch
+):
+    see_gpus(monkeypatch, 0)
+    plan = plan_of(folder, tmp_path)
+    monkeypatch.setattr(estimate, "of", mock.Mock(side_effect=AssertionError("no estimate")))
+    assert sites.of(RunOptions(cores=2), [plan]).jobs_per_column == 1
+    where = sites.of(RunOptions(cores=2, jobs_per_column=4), [plan])
+    shares = dataclasses.replace(plan, jobs_per_column=where.jobs_per_column)
+    asked = sites.resources(RunOptions(cores=2), where, shares)
+    assert where.jobs_per_column == 4 and asked["train"] == {"threads": 1, "gpu": 0}
 
 
 def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch):

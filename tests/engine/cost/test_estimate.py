@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.campaigns.plan import Plan
 from engine.cost import estimate, flops, rates, work
-from engine.cost.estimate import Device, Estimate, simulated
+from engine.cost.estimate import Device, Estimate
 from engine.cost.flops import elements_of_image, of_image
 from engine.cost.work import Work
 from helpers.campaigns import plan_of
@@ -43,7 +43,7 @@ def test_training_and_evaluation_are_images_times_passes(plan, counted):
     everywhere = sum(IMAGES.values())
     held_out = sum(round(0.25 * count) for count in IMAGES.values())
     for column, parts in zip(plan.columns, counted.columns, strict=True):
-        start, traces, training, probe, evaluation = parts
+        start, traces, training, probe, *evaluations = work.in_a_job(parts)
         assert traces.gpu_s == 2 * rates.TRACE_S and traces.core_s == 0
         images = 2 * round(0.75 * IMAGES[column.downstream])
         assert start.core_s == start.gpu_s == rates.START_S
@@ -51,8 +51,10 @@ def test_training_and_evaluation_are_images_times_passes(plan, counted):
         assert training.operations == 3 * images * counted.network.forward
         assert training.batches == images / 12 and training.trained == counted.network.parameters
         assert probe.name == "training: LP" and probe.operations == 0 == probe.images
-        assert evaluation.images == (1 + 3) * held_out, "the recipe evaluates the hold-out"
-        assert evaluation.operations == evaluation.images * counted.network.forward
+        assert (training.cell, probe.cell, len(evaluations)) == (0, 1, 1 + 3)
+        for each in evaluations:
+            assert each.images == held_out, "the recipe evaluates the hold-out"
+            assert each.operations == each.images * counted.network.forward
     (base,) = (part for part in counted.shared if part.name == "pretrained model")
     assert base.images == everywhere
     (graphs,) = (part for part in counted.shared if part.name == "graphs are compiled")
@@ -69,7 +71,7 @@ def test_training_and_evaluation_are_images_times_passes(plan, counted):
 )
 def test_a_column_of_a_part_trains_on_as_many(folder, words, images):
     part = estimated(plan_of(folder / "shapes.yaml", f"runs={folder / 'none'}", *words))
-    assert {parts[2].images for parts in part.columns} == {2 * images}
+    assert {parts[0].images for parts in part.columns} == {2 * images}
 
 
 def test_operations_are_those_of_one_forward_pass(counted):
@@ -79,54 +81,6 @@ def test_operations_are_those_of_one_forward_pass(counted):
     # The attention of the meta device counts two small products more.
     assert counted.network.forward == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert counted.network.parameters == sum(p.numel() for p in net.parameters())
-
-
-def test_rows_add_up_to_the_time_on_one_gpu(counted):
-    for device in (estimate.gpu("A100"), estimate.users_gpu(500.0)):
-        rows = map(device.hours, counted.by_name().values())
-        assert simulated([counted], device, 1, 1).hours == pytest.approx(sum(rows))
-
-
-def test_gpus_take_columns_as_a_formula_says(counted):
-    device = Device("any", 1e-9, 1e-9)
-    before, apart = device.hours(counted.shared), device.hours(counted.distances)
-    first, second, third = (device.hours(column) for column in counted.columns)
-    hours = [simulated([counted], device, gpus, 1).hours for gpus in (1, 2, 3)]
-    assert hours == pytest.approx(
-        [
-            before + first + second + third + apart,
-            before + min(max(first + third, apart + second), max(first, apart + second + third)),
-            before + max(first, second, apart + third),
-        ]
-    )
-    core = estimate.cpu(1, 1e-9)
-    parts = (counted.shared, counted.distances, *counted.columns)
-    shared, apart, first, second, third = map(core.hours, parts)
-    assert counted.hours_on_cores(core, 2, threads=1) == pytest.approx(
-        shared + min(max(first + third, apart + second), max(first, apart + second + third))
-    )
-
-
-def test_the_preparation_has_the_ranks_of_a_column(counted):
-    """They divide its passes, and each compiles all graphs, for its own GPU."""
-    device = Device("any", 1e-9, 1e-9)
-    once = sum(part.gpu_s for part in counted.shared) / 3600
-    passes = device.hours(counted.shared) - once
-    first, second, third = (device.hours(column, 2) for column in counted.columns)
-    longest = max(first, second, device.hours(counted.distances) + third)
-    hours = simulated([counted], device, 6, 2).hours
-    assert hours == pytest.approx(once + passes / 2 + longest)
-    assert counted.memory_gb(8) == pytest.approx(counted.memory_gb() + 7 * estimate.PROCESS_GB)
-
-
-def test_several_machines_notice_an_end_late_and_models_share_the_gpus(counted):
-    device, late = estimate.gpu("A100"), rates.NOTICE_S / 3600
-    few, many = (simulated([counted], device, gpus, 1) for gpus in (8, 64))
-    assert many.hours == pytest.approx(few.hours + 2 * late), "the preparation's and the columns'"
-    alone = simulated([counted], device, 8, 1)
-    packed = simulated([counted, counted], device, 8, 1)
-    assert packed.hours == pytest.approx(alone.hours), "eight GPUs have room for both"
-    assert packed.busy == pytest.approx(2 * alone.busy)
 
 
 def test_public_trainings_are_predicted_within_a_tenth():
@@ -142,37 +96,6 @@ def test_public_trainings_are_predicted_within_a_tenth():
         for chip, images_s in published.items():
             seconds = rates.seconds(rates.CHIPS[chip], operations, traffic)
             assert 1 / seconds == pytest.approx(images_s, rel=0.1), (name, chip)
-
-
-def test_gpus_per_job_are_the_fewest_with_which_the_workflow_ends_first(counted):
-    """Three columns, batches of 12; a machine of 8 GPUs has room for whole jobs."""
-    slow, quick = Device("slow", 1e-9, 1e-9), Device("quick", 1e9, 1e9)
-    assert [estimate.gpus_per_job([counted], quick, n) for n in (1, 8, 64)] == [1, 1, 1]
-    assert [estimate.gpus_per_job([counted], slow, n) for n in (1, 64)] == [1, 4]
-    hours = {n: simulated([counted], slow, 64, n).hours for n in (1, 2, 4)}
-    assert hours[4] < hours[2] < hours[1]
-
-
-def test_a_published_grid_simulated_and_by_its_parts():
-    """64 GPUs with one per job take as long as 9; all models share what one leaves idle."""
-    grid = estimated(plan_of("imagenet_rib"))
-    device = estimate.gpu("A100")
-    nine, all_of_them = (simulated([grid], device, gpus, 1) for gpus in (9, 64))
-    columns = [device.hours(column) for column in grid.columns]
-    ends = device.hours(grid.shared) + max(columns)
-    assert 0.9 * nine.hours < ends <= all_of_them.hours < 1.1 * ends
-    assert all_of_them.busy < 0.2
-    per_job = estimate.gpus_per_job([grid], device, 64)
-    assert per_job == 8 and simulated([grid], device, 64, per_job).hours < 0.3 * ends
-    seven = simulated([grid] * 7, device, 64, 1)
-    assert seven.hours < 1.2 * ends and seven.busy > 6 * all_of_them.busy
-
-
-def test_ten_thousand_columns_are_simulated_in_seconds(counted):
-    many = dataclasses.replace(counted, columns=counted.columns * 3334)
-    begin = time.process_time()
-    assert estimate.gpus_per_job([many], estimate.gpu("A100"), 64) == 1
-    assert time.process_time() - begin < 10
 
 
 def test_ranks_share_images_and_neither_the_hosts_time_nor_the_exchange(monkeypatch):
@@ -208,7 +131,7 @@ def test_sets_of_the_same_photos_are_also_judged_on_those_that_were_seen(folder)
             judged = sum(held_out.values())
             others = [name for name in IMAGES if name != column.downstream]
             judged += seen * sum(IMAGES[name] - held_out[name] for name in others)
-            assert parts[-1].images == (1 + 3) * judged
+            assert parts[-1].images == judged and parts[-4:] == [parts[-1]] * 4
 
 
 def test_imagenets_derived_sets_show_the_photos_of_its_validation_set():
@@ -237,10 +160,3 @@ def test_a_core_is_timed_by_a_product_and_the_models_share(plan, counted, monkey
     known = work.network(plan_of("emoji").recipe, 5)
     share = rates.CORE_SHARE * known.core_share
     assert estimate.this_core(known).fp32 == pytest.approx(share * 2 * 64**4 / 0.25 / 1e12)
-
-
-def test_the_demos_time_on_two_cores():
-    """What it took on two cores of an AMD EPYC, without the seed replicate."""
-    plan = plan_of("emoji", "replicates=0")
-    seconds = 3600 * estimated(plan).hours_on_cores(estimate.cpu(1), 2, plan.threads)
-    assert 0.75 * 200 < seconds < 1.25 * 233

@@ -95,6 +95,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     column = Column("outline")
     cells = [("fine_tune", None)]
     plan = SimpleNamespace(place=None, columns=[column], named_cells=lambda _: cells)
+    plan.cells_of = lambda _: [0]
     monkeypatch.setattr(column_job, "builders", lambda *_, **__: [builder])
     monkeypatch.setattr(column_job.passes, "evaluate", evaluate)
     monkeypatch.setattr(column_job.job_states, "advance", lambda *_: None)
