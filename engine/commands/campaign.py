@@ -29,7 +29,8 @@ from engine.recipe.grid_keys import overrides_of_sweep
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.recipe.words import read_words
-from engine.store import made_by
+from engine.store import made_by, use
+from engine.store.artifacts import Store
 from loaders.files.durable import short_digest
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -86,6 +87,8 @@ def complete(
     for plan in plans:
         if plan not in missing:
             print(f"{plan.name} is finished; nothing to do.")
+            if not dry_run:
+                use.list_again(Store(plan.place.store))
     for remark in [*_remarks(missing), *_of_earlier_work(plans, missing, options)]:
         print(f"note: {remark}", file=sys.stderr)
     if dry_run:

@@ -117,9 +117,18 @@ def others(store: Store) -> tuple[dict[Path, Path], list[str]]:
         elif _identifier(folder) != identifier != _identifier(runs):
             doubts.append(
                 f"{folder} on {listed.host} shares {store.root} and cannot be read here: mount "
-                f"its disk, or delete {file} if it no longer needs the store"
+                "its disk, run one of its campaigns again if the folder moved, or delete "
+                f"{file} if it no longer needs the store"
             )
     return found, doubts
+
+
+def list_again(store: Store) -> None:
+    """Lists the runs folder at its new path if it moved, of a store that has a list. A command with
+    nothing to make calls it, which may work in a folder that cannot be written."""
+    if USED_BY in store.files.folders():
+        with contextlib.suppress(OSError):
+            _enlist(store.files)
 
 
 def _enlist(store: Root) -> None:

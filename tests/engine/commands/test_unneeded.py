@@ -257,7 +257,14 @@ def test_folders_that_moved_are_known(runs, other, held, gc, tmp_path):
     finish(begun(runs), held[:1])
     finish(begun(other, "theirs"), held[1:2])
     other = other.rename(tmp_path / "other here")
-    share(other, runs)
+    assert "run one of its campaigns again if the folder moved" in gc("--yes", refused=True)
+    (other / "store").mkdir()  # nothing is mounted there
+    use.list_again(Store(other / "store"))
+    assert not list((other / "store").iterdir())
+    (other / "store").rmdir()
+    (runs / "store").rename(other / "store")
+    use.list_again(Store(other / "store"))
+    (other / "store").rename(runs / "store")
     assert len(listed(runs)) == 2
     moved = runs.rename(tmp_path / "runs here")
     assert cli.main(["gc", str(moved), "--yes"]) == 0
