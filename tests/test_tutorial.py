@@ -79,8 +79,8 @@ def bring_what_the_reader_has(campaign: str, scope: dict[str, Any]) -> None:
 def test_every_cell_of_the_notebook_runs(folder, finished, capsys):
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
     exec(cells[0], of_user := {})
-    assert of_user.keys() - {"__builtins__", "__annotations__"} == {"NAME", "WORDS"}
-    scope = {"NAME": str(folder / "shapes.yaml"), "WORDS": [f"runs={finished}"]}
+    assert of_user.keys() - {"__builtins__", "__annotations__"} == {"NAME", "SETTINGS"}
+    scope = {"NAME": str(folder / "shapes.yaml"), "SETTINGS": [f"runs={finished}"]}
     for source in cells[1:]:
         exec(compile(source, str(NOTEBOOK), "exec"), scope)
     shown = capsys.readouterr().out

@@ -19,7 +19,7 @@ from engine.recipe.schema import VARIANT, Affects, DatasetRecipe, Recipe
 from engine.recipe.typed import text, value_of
 
 FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # they identify the method
-MOST = 10_000  # columns; more indicate a mistake in `vary`
+MOST = 10_000  # columns; more indicate a mistake in `param_grid`
 LONGEST = 200  # bytes of a column's name; file names contain it and have at most 255
 
 
@@ -34,30 +34,32 @@ def columns_of(grid: GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
     dataset = cells[0].dataset
     downstreams = _downstreams(grid, dataset)
     source = grid.source(VARY)
-    _check_keys(source, grid.vary, cells)
+    _check_keys(source, grid.param_grid, cells)
     trials: list[dict[str, Scalar]] = [{TRIAL: trial} for trial in range(grid.trials)] or [{}]
-    count = len(downstreams) * math.prod(map(len, grid.vary.values())) * len(trials)
+    count = len(downstreams) * math.prod(map(len, grid.param_grid.values())) * len(trials)
     if count > MOST:
         source = grid.source(TRIALS if TRIALS in grid.given else VARY)
-        raise RecipeError(f"{source}: vary and trials make {count:,} columns; {MOST:,} at most")
+        raise RecipeError(
+            f"{source}: param_grid and trials make {count:,} columns; {MOST:,} at most"
+        )
     settings = [
-        dict(zip(grid.vary, values, strict=True))
-        for values in itertools.product(*grid.vary.values())
+        dict(zip(grid.param_grid, values, strict=True))
+        for values in itertools.product(*grid.param_grid.values())
     ]
     try:
-        for (key, values), cell in itertools.product(grid.vary.items(), cells):
+        for (key, values), cell in itertools.product(grid.param_grid.items(), cells):
             _check_twice(key, values, cell)
         for setting, cell in itertools.product(settings, cells):
             varied_recipe(cell, setting)
     except RecipeError as error:
-        raise RecipeError(f"{source} (vary): {error}") from error
+        raise RecipeError(f"{source} (param_grid): {error}") from error
     columns = []
     for downstream, given, trial in itertools.product(downstreams, settings, trials):
         values = {key: value_of(cells[0], key, value) for key, value in given.items()}
         column = Column(downstream, Setting({**values, **trial}))
         if len(column.name.encode()) > LONGEST:
             raise RecipeError(
-                f"{source}: vary: the column's name {column.name} is longer than {LONGEST} bytes, "
+                f"{source}: param_grid: the column's name {column.name} exceeds {LONGEST} bytes, "
                 "too long for a file's name; vary fewer keys"
             )
         columns.append(column)
@@ -75,7 +77,7 @@ def _replicates(
     line requests replicates then.
     """
     first, obstacle = cells[0], ""
-    if grid.vary or grid.trials or first.seeds > 1:
+    if grid.param_grid or grid.trials or first.seeds > 1:
         obstacle = f"{VARY}, {TRIALS} or several seeds"
     elif len(cells) == 1 or len(downstreams) <= grid.replicates:
         obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
@@ -114,32 +116,33 @@ def _downstreams(grid: GridKeys, dataset: DatasetRecipe) -> list[str]:
     return downstreams
 
 
-def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
+def _check_keys(source: str, grid: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
     """Raise RecipeError for a key that cannot vary, or without a list of plain values."""
-    for key, values in vary.items():
+    for key, values in grid.items():
         is_option = key.startswith("method.") and key != VARIANT
         is_fixed = key in FIXED or (is_option and len(cells) > 1)
         if is_fixed or effect_of(key) is not Affects.CELL:
             raise RecipeError(
-                f"{source}: vary: {key} cannot vary; keys of optimizer and train can, and "
+                f"{source}: param_grid: {key} cannot vary; keys of optimizer and train can, and "
                 f"dataset.shots, dataset.fraction, {VARIANT}, {SEED}. To vary a method's option, "
                 "select its row alone (`methods=[ROW]`) or add a row per value (`base`). To vary a "
                 "key that all columns share, make one campaign per value"
             )
         if not isinstance(values, list) or not values:
             raise RecipeError(
-                f"{source}: vary: {key} needs a list of values, as in `{key}: [1, 2]`"
+                f"{source}: param_grid: {key} needs a list of values, as in `{key}: [1, 2]`"
             )
         for value in values:
             is_safe = not isinstance(value, str) or value.replace("_", "").isalnum()
             if not isinstance(value, Scalar) or not is_safe:
                 raise RecipeError(
-                    f"{source}: vary: {key} cannot be {value!r}; values are numbers, true, false "
-                    "or words of letters, digits and _, because file names contain them"
+                    f"{source}: param_grid: {key} cannot be {value!r}; values are numbers, true, "
+                    "false or words of letters, digits and _, because file names contain them"
                 )
         if key == SEED and cells[0].seeds > 1:
             raise RecipeError(
-                f"{source}: vary: seed and seeds={cells[0].seeds} both set the seeds; use only one"
+                f"{source}: param_grid: seed and seeds={cells[0].seeds} both set the seeds; "
+                "use only one"
             )
 
 

@@ -58,11 +58,11 @@ def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
             "same images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
-    swept = list(grid.vary) if is_sweep else []
+    swept = list(grid.param_grid) if is_sweep else []
     everything = [cell.recipe for row in rows.values() for cell in row.all()]
     programs = users_files(shared.dataset) | extras.users_files(shared)
     programs |= {cell.method.module for cell in everything}
-    if (words := shared.dataset.words) and any(cell.reads_words for cell in everything):
+    if (words := shared.dataset.class_names) and any(cell.reads_class_names for cell in everything):
         programs |= {words}
     programs |= _files(rows.values(), columns)
     files = {program: content_digest(program) for program in sorted(programs)}
@@ -186,14 +186,17 @@ def _settings(cell: CellPlan, digests: Mapping[str, str]) -> dict[str, Any]:
         name: _by_content(section, digests, extras.FILE)
         for name, section in values["extras"].items()
     }
-    own = {name: _by_content(of_set, digests) for name, of_set in values["dataset"]["own"].items()}
-    dataset: dict[str, Any] = {**_by_content(values["dataset"], digests), "own": own}
+    own = {
+        name: _by_content(of_set, digests)
+        for name, of_set in values["dataset"]["per_dataset"].items()
+    }
+    dataset: dict[str, Any] = {**_by_content(values["dataset"], digests), "per_dataset": own}
     values["dataset"] = dataset
-    words, templates = dataset.pop("words"), dataset.pop("templates")
+    words, templates = dataset.pop("class_names"), dataset.pop("templates")
     dataset |= {"evaluate_on": further} if (further := dataset.pop("evaluate_on")) else {}
     dataset |= {"probe_sets": probes} if (probes := dataset.pop("probe_sets")) else {}
-    if cell.recipe.reads_words:
-        dataset |= {"words": digests.get(words)} if words else {}
+    if cell.recipe.reads_class_names:
+        dataset |= {"class_names": digests.get(words)} if words else {}
         dataset |= {"templates": templates} if templates else {}
     module = cell.recipe.method.module
     values["method"] |= {"module": Path(module).name, "source": digests.get(module)}

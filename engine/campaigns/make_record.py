@@ -137,7 +137,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         attempts=[a for a in job_states.attempts(job_states.read_jobs(plan)) if a.stage != REPORT],
         artifacts=artifacts,
         made_by=[MadeBy(dict(values), count) for values, count in makers.most_common()],
-        families=dataset.families,
+        makers=dataset.makers,
         train_seconds={name: fmean(of) for name, of in train_seconds.items() if any(of)},
         diverged=diverged,
         limit=dataset.limit,

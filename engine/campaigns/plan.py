@@ -108,7 +108,7 @@ class Plan:
         device: device of all jobs: cpu, cuda or auto (each job chooses).
         is_sweep: whether the command varies a single row.
         modules: digests of methods, by module, and of users' other files (kinds of datasets,
-            `dataset.words`), by path.
+            `dataset.class_names`), by path.
         jobs_per_column: the most jobs that train a column's cells, and the number of those that
             then evaluate its models, before the column's own job; with 1, that job does all.
     """

@@ -91,7 +91,7 @@ class Record:
         missing: columns that an unfinished campaign lacks.
         artifacts: store folders from which the numbers and the rows' models are made.
         made_by: the code and versions that made these artefacts; one entry unless they differ.
-        families: datasets by maker (`dataset.families`).
+        makers: datasets by maker (`dataset.makers`).
         samples_seen: `model.samples_seen` by model, where it is known.
         train_seconds: by method, the seconds of training one model, averaged over downstream
             datasets, settings and seeds; with the trainings of models that it averages.
@@ -123,7 +123,7 @@ class Record:
     missing: list[MissingColumn] = field(default_factory=list)
     artifacts: list[InnerPath] = field(default_factory=list)
     made_by: list[MadeBy] = field(default_factory=list)
-    families: dict[str, list[str]] = field(default_factory=dict)
+    makers: dict[str, list[str]] = field(default_factory=dict)
     train_seconds: dict[Name, float] = field(default_factory=dict)
     limit: int = 0
     evaluate_on: list[Name] = field(default_factory=list)

@@ -168,7 +168,7 @@ class Builder(Context):
         method["source"] = methods.source_digest(recipe.method.module)
         method["module"] = Path(recipe.method.module).name  # a file that moved is the same method
         form = Form.of(recipe.train, self.device)
-        texts = self.sets.class_texts if recipe.method.reads_words else None
+        texts = self.sets.class_texts if recipe.method.reads_class_names else None
         files = recipe.method.files(recipe)
         return {
             "base": base.name,

@@ -17,7 +17,7 @@ from engine.recipe.trials import trials_of
 INSTEAD = {  # by key of a campaign, the override that selects a single cell
     "methods": "method=NAME",
     "downstreams": "downstream=SET",
-    "vary": "KEY=VALUE",
+    "param_grid": "KEY=VALUE",
     "replicates": "seed=NUMBER",
     "trials": "KEY=VALUE",
 }

@@ -240,14 +240,14 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
 
 
 def _faults_of_words(plans: Collection[Plan]) -> Iterator[str]:
-    """Yields what is wrong with the classes in the file of `dataset.words`."""
+    """Yields what is wrong with the classes in the file of `dataset.class_names`."""
     dataset = next(iter(plans)).recipe.dataset
     kind = kind_of(dataset, dataset.head_classes)
-    if not dataset.words or kind.is_drawn:  # drawings are downloaded by a job
+    if not dataset.class_names or kind.is_drawn:  # drawings are downloaded by a job
         return
     try:
         classes = kind.head_classes() or kind.listing(cache_folder()).classes
-        read_words(Path(dataset.words), classes)
+        read_words(Path(dataset.class_names), classes)
     except RecipeError as error:
         yield str(error)
     except ValueError:  # a folder that cannot be read is another fault
@@ -261,11 +261,13 @@ def _remarks(plans: Sequence[Plan]) -> list[str]:
     dataset = plans[0].recipe.dataset
     every = [kind_of(dataset, name) for name in dataset.known]
     remarks = [each for i, kind in enumerate(every) for each in kind.remarks(every[:i])]
-    reads_words = any(row.recipe.reads_words for plan in plans for row in plan.rows.values())
-    if reads_words and not (dataset.words or every[0].head_classes()):
+    reads_class_names = any(
+        row.recipe.reads_class_names for plan in plans for row in plan.rows.values()
+    )
+    if reads_class_names and not (dataset.class_names or every[0].head_classes()):
         remarks.append(
             "CLIP's text tower reads classes by their names, with _ as a space: if it should read "
-            "others, set dataset.words=FILE, with the lines class,words"
+            "others, set dataset.class_names=FILE, with the lines class,name"
         )
     return remarks
 

@@ -27,7 +27,7 @@ def read_outputs(file: Path, head: Sequence[str]) -> dict[str, list[str]]:
     """
     outputs: dict[str, list[str]] = {}
     known = set(head)
-    for line, row in read_csv_rows(file, "class,output", "dataset.outputs"):
+    for line, row in read_csv_rows(file, "class,output", "dataset.class_map"):
         if len(row) != 2 or row[1] not in known:
             close = closest(row[-1], head) if row else ""
             raise ValueError(
@@ -66,18 +66,18 @@ def names(label: str, position: Mapping[str, int]) -> list[str]:
 
 
 def grouped(
-    logits_BC: torch.Tensor, members_GM: torch.Tensor | None, joined: str = "max"
+    logits_BC: torch.Tensor, members_GM: torch.Tensor | None, reduction: str = "max"
 ) -> torch.Tensor:
     """Logits [B, C] with each class's at the position of its first output; differentiable.
 
-    joined: the largest of its outputs (`max`), or that of their probabilities' `sum` or `mean`. The
-    other outputs keep their values; the class mask excludes them.
+    reduction: the largest of its outputs (`max`), or that of their probabilities' `sum` or `mean`.
+    The other outputs keep their values; the class mask excludes them.
     """
     if members_GM is None:
         return logits_BC
-    if joined == "sum":
+    if reduction == "sum":
         return summed(logits_BC, members_GM)
-    if joined == "mean":
+    if reduction == "mean":
         count_G = 1 + (members_GM != members_GM[:, :1]).sum(dim=1)
         less_C = logits_BC.new_zeros(logits_BC.shape[1])
         less_C[members_GM[:, 0]] = count_G.to(logits_BC).log()

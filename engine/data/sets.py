@@ -47,11 +47,11 @@ class LabelledSet:
     of the dataset that an image belongs to, if all parts have equal weight (IN-C). split_by: how
     copies of a source image stay together: `by source` within the dataset, `by hash of source` in
     all datasets, or empty if images are split one by one. mask_rule: `none` if other classes of the
-    head are possible (wrong) predictions, otherwise `present`. joined: how a class's outputs become
-    its logit (`masks.grouped`). parts_key: what determines `group`. outputs_digest: of a file
-    that says which outputs a class has; empty without one. parts: of a union, its datasets, in the
-    order of their images. is_probe: whether its labels are indices of its own classes.
-    split_column: of the published split, unless it is also one of the images' columns.
+    head are possible (wrong) predictions, otherwise `present`. class_reduction: how a class's
+    outputs become its logit (`masks.grouped`). parts_key: what determines `group`. outputs_digest:
+    of a file that says which outputs a class has; empty without one. parts: of a union, its
+    datasets, in the order of their images. is_probe: whether its labels are indices of its own
+    classes. split_column: of the published split, unless it is also one of the images' columns.
     """
 
     name: str
@@ -64,7 +64,7 @@ class LabelledSet:
     group: np.ndarray | None = None
     split_by: str = ""
     mask_rule: str = "present"
-    joined: str = "max"
+    class_reduction: str = "max"
     parts_key: dict[str, Any] = field(default_factory=dict)
     outputs_digest: str = ""
     parts: tuple[LabelledSet, ...] = ()
@@ -215,7 +215,7 @@ class Sets:
                 make = functools.partial(pack_of, self.recipe, name, self.cache)
                 pack = ranks.first(lambda: make(head=head))
             head = head or pack.classes
-            outputs = masks.outputs_of(pack, head, dataset.outputs)
+            outputs = masks.outputs_of(pack, head, dataset.class_map)
             rule = self._mask_rule(name, dataset, pack, head)
             labels, mask = masks.to_head(pack, outputs, head, rule)
             split_by, train, holdout = splits.of_pack(pack, dataset)
@@ -230,9 +230,9 @@ class Sets:
                 _parts(pack, dataset.parts),
                 split_by,
                 rule,
-                dataset.joined,
+                dataset.class_reduction,
                 {"parts": dataset.parts} if dataset.parts else {},
-                short_digest([outputs, dataset.joined]) if dataset.outputs else "",
+                short_digest([outputs, dataset.class_reduction]) if dataset.class_map else "",
                 is_probe=is_probe,
                 split_column=_split_column(dataset),
             )
@@ -332,17 +332,18 @@ class Sets:
 def class_texts(recipe: Recipe, classes: Sequence[str]) -> ClassTexts:
     """What CLIP's text tower reads of a head's classes, in order; logs which it reads by names.
 
-    Without words in `dataset.words`, a class of ImageNet-1K has OpenAI's, and any other class its
-    own name, with `_` read as a space. Raises RecipeError as `read_words`.
+    Without a name in `dataset.class_names`, a class of ImageNet-1K has OpenAI's, any other class
+    its own name, with `_` read as a space. Raises RecipeError as `read_words`.
     """
     dataset, of_imagenet = recipe.dataset, imagenets_texts(recipe.model.weights)
     known = dict(zip(imagenet.wnids(), of_imagenet.words, strict=True))
     templates = of_imagenet.templates if known.keys() >= set(classes) else TEMPLATES
-    if dataset.words:
-        known |= read_words(Path(dataset.words), classes)
+    if dataset.class_names:
+        known |= read_words(Path(dataset.class_names), classes)
     if unnamed := [name for name in classes if name not in known]:
         log.info(
-            "CLIP reads %d of %d classes by their names, such as %s: dataset.words=FILE sets words",
+            "CLIP reads %d of %d classes by their names, such as %s: dataset.class_names=FILE sets "
+            "names",
             len(unnamed),
             len(classes),
             unnamed[0],
@@ -382,7 +383,7 @@ def union_of(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
         _joined(parts, [part.holdout for part in parts]),
         first.members,
         split_by=UNION.join(part.split_by for part in parts).strip(UNION),
-        joined=first.joined,
+        class_reduction=first.class_reduction,
         outputs_digest=first.outputs_digest,
         parts=tuple(parts),
     )
@@ -393,7 +394,7 @@ def _joined_pack(name: str, packs: Sequence[Pack]) -> Pack:
 
 
 def _outputs(labelled: LabelledSet) -> tuple[str, list[list[int]]]:
-    return labelled.joined, [] if labelled.members is None else labelled.members.tolist()
+    return labelled.class_reduction, [] if labelled.members is None else labelled.members.tolist()
 
 
 def _joined(parts: Sequence[LabelledSet], positions: Sequence[np.ndarray]) -> np.ndarray:

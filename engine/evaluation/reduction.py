@@ -37,7 +37,7 @@ class Reduction:
         self._labels_N = labelled.labels.to(device)
         self._excluded_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
-        self._joined = labelled.joined
+        self._reduction = labelled.class_reduction
         self._temperatures = TEMPERATURES.tolist() if calibration else ()
         self._weights = weights
 
@@ -64,7 +64,7 @@ class Reduction:
 
     def _of_set(self, logits_BC: torch.Tensor) -> torch.Tensor:
         """Logits of the dataset's classes; -inf for others."""
-        logits_BC = masks.grouped(logits_BC, self._members_GM, self._joined)
+        logits_BC = masks.grouped(logits_BC, self._members_GM, self._reduction)
         if self._excluded_C is None:
             return logits_BC
         return logits_BC.masked_fill(self._excluded_C, -torch.inf)

@@ -176,7 +176,7 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
         "downstreams": plan.downstreams,
         "evaluate_on": dataset.evaluate_on,
         "upstream": dataset.upstream,
-        "families": dataset.families,
+        "makers": dataset.makers,
         "methods": {name: row.recipe.method.title for name, row in plan.rows.items()},
         "holdout": dataset.holdout > 0,
         "limit": 0,

@@ -49,7 +49,7 @@ KEYS = (  # keys that affect the evaluation of checkpoints, in addition to `mode
     *("runs", "loader", "device", "threads"),
     *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
     *("dataset.pack_format", "dataset.undecodable", "dataset.background"),
-    *("dataset.words", "dataset.templates"),
+    *("dataset.class_names", "dataset.templates"),
 )
 
 

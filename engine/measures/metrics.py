@@ -322,14 +322,14 @@ def gather(
     upstream: str | None = None,
     downstreams: Sequence[str] = (),
     *,
-    families: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    makers: Mapping[str, Sequence[str]] = MappingProxyType({}),
     draws: int = DRAWS,
 ) -> Grid:
     """Read every evaluation of the roles `test` and `replicate` once; cells come in the order of
     the evaluations.
 
     sets: datasets of RI. downstreams: downstream datasets; empty: `sets`. Other datasets are
-    reported but never part of RI. families: datasets by maker.
+    reported but never part of RI. makers: datasets by maker.
 
     Raises ValueError for fewer than two datasets, missing or repeated evaluations, unreadable or
     NaN predictions, and evaluations of one dataset on different images.
@@ -346,7 +346,7 @@ def gather(
         # A dataset that models were trained on may be evaluated on held-out images.
         whole = min(places, key=lambda k: evaluations[k].on_downstream)
         photos[name] = predictions.photos_of(evaluations[whole].path)
-    related = related_datasets(photos, families, downstreams)
+    related = related_datasets(photos, makers, downstreams)
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
     measured = evaluated.measured(evaluations, temperatures, draws)

@@ -15,18 +15,18 @@ from engine.measures.rows import trained_sets
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = ["set", "related_to", "shared_pct", "family"]
+COLUMNS = ["set", "related_to", "shared_pct", "maker"]
 
 
 def related_datasets(
     photos_of: Mapping[str, Set[str]],
-    families: Mapping[str, Sequence[str]],
+    makers: Mapping[str, Sequence[str]],
     downstreams: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """The related datasets, one row per ordered pair: the dataset, the related one, the percentage
-    of its photos that the other contains, and their common family (empty if none).
+    of its photos that the other contains, and their common maker (empty if none).
 
-    photos_of: `photos` by dataset. families: datasets by maker. downstreams: of unions `A+B`
+    photos_of: `photos` by dataset. makers: datasets by maker. downstreams: of unions `A+B`
     among them, rows for the other datasets that are related to one of the union's follow, with the
     largest shared percentage.
     """
@@ -35,9 +35,9 @@ def related_datasets(
     rows = []
     for name, other in itertools.permutations(photos_of, 2):
         shared = len(photos_of[name] & photos_of[other]) / max(1, len(photos_of[name]))
-        makers = [family for family, sets in families.items() if {name, other} <= {*sets}]
-        if shared or makers:
-            rows.append((name, other, 100 * shared, ", ".join(makers)))
+        common = [maker for maker, sets in makers.items() if {name, other} <= {*sets}]
+        if shared or common:
+            rows.append((name, other, 100 * shared, ", ".join(common)))
     related = pandas.DataFrame(rows, columns=COLUMNS)
     tables = [related]
     for union in downstreams:

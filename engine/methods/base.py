@@ -63,7 +63,7 @@ class Trained(nn.Module):
         self.targets_N = target.labels.to(context.device)
         self.mask_C = None if target.mask is None else target.mask.to(context.device)
         self.members_GM = None if target.members is None else target.members.to(context.device)
-        self.joined = target.joined
+        self.class_reduction = target.class_reduction
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [b, C] of a batch, grouped by class."""
@@ -74,7 +74,7 @@ class Trained(nn.Module):
 
         Unchanged if every class of the dataset is a single output of the head.
         """
-        return masks.grouped(logits_BC, self.members_GM, self.joined)
+        return masks.grouped(logits_BC, self.members_GM, self.class_reduction)
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """Class indices [b] (int64) in the head's order."""

@@ -25,7 +25,7 @@ from engine.recipe.overrides import Override, Word, by_key, over
 from engine.recipe.typed import Layer
 
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
-DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
+DOWNSTREAMS, VARY = "downstreams", "param_grid"  # keys of a grid
 REPLICATES, TRIALS = "replicates", "trials"
 LEAVE_ONE_OUT = "leave_one_out"  # value of `downstreams`
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY, REPLICATES, TRIALS)

@@ -103,10 +103,10 @@ def _with_paths(values: Any, files: tuple[Path, ...]) -> Any:
         return values
     if isinstance(dataset := values.get("dataset"), Mapping):
         values = {**values, "dataset": _with_paths(dict(dataset), files)}
-    if isinstance(own := values.get("own"), Mapping):
+    if isinstance(own := values.get("per_dataset"), Mapping):
         sets = {name: _of_set(each, files) for name, each in own.items()}
-        values = {**values, "own": sets}
-    paths = {key: values[key] for key in ("root", "outputs", "words") if values.get(key)}
+        values = {**values, "per_dataset": sets}
+    paths = {key: values[key] for key in ("root", "class_map", "class_names") if values.get(key)}
     folder = files[-1].parent
     return {**values, **{key: str(folder / str(path)) for key, path in paths.items()}}
 
@@ -141,7 +141,7 @@ def published_masks() -> dict[str, str]:
     masks: dict[str, str] = {}
     for name in names("datasets"):
         benchmark = read_recipe(path_of("datasets", name))
-        own = benchmark.get("own", {})
+        own = benchmark.get("per_dataset", {})
         for each in (*filter(None, [benchmark.get("upstream")]), *benchmark.get("sets", ())):
             masks[each] = {**benchmark, **own.get(each, {})}.get("mask", DatasetRecipe.mask)
     for name in names("sets"):
@@ -175,9 +175,9 @@ def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str
         values["method"] = _with_absolute(method, "module", folder)
     if isinstance(dataset := values.get("dataset"), Mapping):
         values["dataset"] = dataset = _with_absolute(dataset, "kind", folder)
-        if isinstance(own := dataset.get("own"), Mapping):
+        if isinstance(own := dataset.get("per_dataset"), Mapping):
             absolute = {name: _with_absolute(each, "kind", folder) for name, each in own.items()}
-            values["dataset"] = {**dataset, "own": absolute}
+            values["dataset"] = {**dataset, "per_dataset": absolute}
     if isinstance(extras := values.get("extras"), Mapping):
         absolute = {name: _with_absolute(each, "module", folder) for name, each in extras.items()}
         values["extras"] = absolute

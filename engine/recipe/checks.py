@@ -124,8 +124,8 @@ def check_words(dataset: DatasetRecipe) -> None:
                 f"dataset.templates, number {number}: {template!r:.150} must contain {{}} once, in "
                 "place of a class's words, and no other braces"
             )
-    if dataset.words:
-        read_words(Path(dataset.words))
+    if dataset.class_names:
+        read_words(Path(dataset.class_names))
 
 
 def union_name(key: str, names: Sequence[str], dataset: DatasetRecipe) -> str:
@@ -176,9 +176,9 @@ def _check_names(recipe: Recipe) -> None:
                 f"{key}: {name!r} contains {UNION}, which joins the datasets that a column trains "
                 "on: rename the dataset"
             )
-    for name, own in dataset.own.items():
+    for name, own in dataset.per_dataset.items():
         if is_users(kind := str(own.get("kind", ""))):
-            check_file(f"dataset.own.{name}: kind", kind)
+            check_file(f"dataset.per_dataset.{name}: kind", kind)
     for name in (*dataset.known, *dataset.probe_sets):
         of_set = kinds.of_set(dataset, name)
         of_set.check(name)
@@ -196,10 +196,10 @@ def _check_names(recipe: Recipe) -> None:
         raise RecipeError(
             "without dataset.upstream, the first of dataset.sets has the head's classes: name one"
         )
-    if kinds.of_set(dataset, dataset.head_classes).outputs:
+    if kinds.of_set(dataset, dataset.head_classes).class_map:
         raise RecipeError(
-            f"dataset.outputs of {dataset.head_classes}: this dataset's classes are the head's "
-            "outputs: set outputs for other datasets, below dataset.own"
+            f"dataset.class_map of {dataset.head_classes}: this dataset's classes are the head's "
+            "outputs: set class_map for other datasets, below dataset.per_dataset"
         )
     train_sets = [*dataset.sets, *dataset.evaluate_on, *dataset.train_sets]
     of_ri = [*filter(None, [dataset.upstream]), *dataset.sets]

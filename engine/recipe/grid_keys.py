@@ -3,7 +3,7 @@
 `rib sweep` sets the same keys for a single row. These two are equal:
 
     imagenet_rib/ewc method.lam=0.1,1 seed=0,1 downstream=imagenet_a,imagenet_r
-    imagenet_rib methods=[ewc] vary={method.lam: [0.1, 1], seed: [0, 1]} downstreams=[...]
+    imagenet_rib methods=[ewc] param_grid={method.lam: [0.1, 1], seed: [0, 1]} downstreams=[...]
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ _COUNTS = {
 @dataclass(frozen=True)
 class GridKeys:
     """downstreams: the datasets that each column fine-tunes on, `LEAVE_ONE_OUT` for all but one in
-    turn, or None for each of the benchmark's. vary: values by recipe key; every column is trained
-    in each combination. replicates: number of columns that are trained again with the next seed.
-    trials: number of `engine.recipe.trials` of every column; 0: only the recipes' values. file:
-    where the keys are set, except those in `given`, which maps the user's keys to their source."""
+    turn, or None for each of the benchmark's. param_grid: values by recipe key; every column
+    is trained in each combination. replicates: number of columns that are trained again with the
+    next seed. trials: number of `engine.recipe.trials` of every column; 0: only the recipes'
+    values. file: where the keys are set, except those in `given`, which maps the user's keys to
+    their source."""
 
     file: str
     downstreams: list[list[str]] | str | None = None
-    vary: Mapping[str, list[Any]] = field(default_factory=dict)
+    param_grid: Mapping[str, list[Any]] = field(default_factory=dict)
     replicates: int = 0
     trials: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class GridKeys:
 
 def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
     """The keys of a campaign's file, or of the overrides `downstreams=[A,[B,C]]`,
-    `vary={KEY: [1, 2]}`, `replicates=1` and `trials=4`.
+    `param_grid={KEY: [1, 2]}`, `replicates=1` and `trials=4`.
 
     Raises RecipeError for values of another form.
     """

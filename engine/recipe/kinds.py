@@ -23,7 +23,7 @@ LISTS = ("sets", "evaluate_on", "train_sets", "probe_sets")  # keys that list da
 # Keys that a dataset can have of its own, besides its kind's options.
 OF_SET = (
     *("kind", "root", "images", "class_count", "parts", "split"),
-    *("outputs", "joined", "mask", "undecodable", "background"),
+    *("class_map", "class_reduction", "mask", "undecodable", "background"),
 )
 
 
@@ -54,9 +54,9 @@ def of_set(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
 
 
 def _with_own_keys(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
-    if not (own := dataset.own.get(name)):
+    if not (own := dataset.per_dataset.get(name)):
         return dataset
-    key, kind = f"dataset.own.{name}", str(own.get("kind", dataset.kind))
+    key, kind = f"dataset.per_dataset.{name}", str(own.get("kind", dataset.kind))
     shared = type(dataset) if kind == dataset.kind else DatasetRecipe
     names_of_shared = [field.name for field in fields(shared)]
     of_kind = KINDS.class_of(kind, {*names_of_shared, *own}, key)
@@ -64,7 +64,7 @@ def _with_own_keys(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
     if wrong := [name for name in own if name not in keys]:
         raise RecipeError(f"{key} has no key {wrong[0]!r}{nearest(wrong[0], keys)}")
     given = asdict(dataset)
-    values = {name: given[name] for name in names_of_shared} | {"own": {}}
+    values = {name: given[name] for name in names_of_shared} | {"per_dataset": {}}
     typed.add(values, of_kind, Options(), own, "", f"{key}.")
     return typed.build(values, of_kind, Options(), key)
 
@@ -97,14 +97,16 @@ def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:
     given = [(source, s) for source, s in sections if isinstance(s, Mapping)]
     named = {name for _, section in given for name in _named(section)} | _named(dataset)
     for source, section in given:
-        for name in section["own"] if isinstance(section.get("own"), Mapping) else ():
+        given = section.get("per_dataset")
+        for name in given if isinstance(given, Mapping) else ():
             if name not in named:
-                key = f"dataset.own.{name}"
+                key = f"dataset.per_dataset.{name}"
                 raise RecipeError(
                     f"{source}: {key}: no dataset has this name{nearest(name, named)}"
                 )
     kept = _named(dataset)
-    dataset["own"] = {name: own for name, own in dataset.get("own", {}).items() if name in kept}
+    every = dataset.get("per_dataset", {})
+    dataset["per_dataset"] = {name: own for name, own in every.items() if name in kept}
 
 
 def _named(dataset: Mapping[str, Any]) -> set[str]:
@@ -117,7 +119,7 @@ def _named(dataset: Mapping[str, Any]) -> set[str]:
 
 def users_files(dataset: DatasetRecipe) -> set[str]:
     """The users' files among the kinds of a benchmark's datasets."""
-    kinds = [dataset.kind, *(str(own.get("kind", "")) for own in dataset.own.values())]
+    kinds = [dataset.kind, *(str(own.get("kind", "")) for own in dataset.per_dataset.values())]
     return set(filter(is_users, kinds))
 
 

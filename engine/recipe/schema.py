@@ -175,7 +175,7 @@ class DatasetRecipe:
     kind: str = marked(PACK, "folder")  # a module of engine.data.kinds, or a path to a .py file
     root: str = marked(PACK, "")  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     # by dataset: its own kind, root and options, where they differ
-    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    per_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
     # dataset with the head's classes, such as ImageNet's validation set; null: there is none
     upstream: Name | None = marked(PACK, "upstream")
     sets: list[Name] = MISSING  # downstream datasets, which RI is computed on
@@ -185,9 +185,9 @@ class DatasetRecipe:
     # fine-tuning
     probe_sets: list[Name] = field(default_factory=list)
     # datasets by maker; a run may lack some of them
-    families: dict[str, list[str]] = field(default_factory=dict)
-    # for CLIP's text tower: CSV file of `class,words`; a class without words is read by its name
-    words: str = ""
+    makers: dict[str, list[str]] = field(default_factory=dict)
+    # for CLIP's text tower: CSV file of `class,name`; other classes are read by the dataset's names
+    class_names: str = ""
     # sentences with {} for a class's words; empty: CLIP's for ImageNet's classes, otherwise
     # "a photo of a {}."
     templates: list[str] = field(default_factory=list)
@@ -199,9 +199,9 @@ class DatasetRecipe:
     class_count: Count = marked(NOTHING, 0)  # published number of classes; 0: none
     # CSV file with lines `class,output`: the outputs of the model's head that each class joins, if
     # the classes are not the head's
-    outputs: str = ""
+    class_map: str = ""
     # logit of a class with several outputs: the largest, or of their probabilities' sum or mean
-    joined: Literal["max", "sum", "mean"] = "max"
+    class_reduction: Literal["max", "sum", "mean"] = "max"
     # possible predictions of published accuracies: all of the head's classes (none), or the
     # dataset's (present)
     mask: Literal["none", "present"] = marked(NOTHING, "none")
@@ -256,7 +256,7 @@ class MethodRecipe:
     stored_passes: forward passes per training image whose outputs are stored, unless training
     augments images. step_passes: `passes` where training takes steps. networks: `graphs`, unless
     it is the network's or the method's own.
-    reads_words: whether it reads `dataset.words` and `dataset.templates`.
+    reads_class_names: whether it reads `dataset.class_names` and `dataset.templates`.
     """
 
     needs: ClassVar[Sequence[str]] = ()
@@ -265,7 +265,7 @@ class MethodRecipe:
     stored_passes: ClassVar[float] = 0.0
     step_passes: ClassVar[float] = 3.0
     networks: ClassVar[tuple[str, ...]] = ()
-    reads_words: ClassVar[bool] = False
+    reads_class_names: ClassVar[bool] = False
 
     @property
     def takes_steps(self) -> bool:
@@ -433,9 +433,11 @@ class Recipe:
         return (head.fit_on or self.upstream) if head.fit else ""
 
     @property
-    def reads_words(self) -> bool:
+    def reads_class_names(self) -> bool:
         """Whether CLIP's text tower reads the classes' words, for the head or the method."""
-        return self.model.has_text_tower and (not self.model.head.fit or self.method.reads_words)
+        return self.model.has_text_tower and (
+            not self.model.head.fit or self.method.reads_class_names
+        )
 
     @property
     def base_sets(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The file of `dataset.words`: what CLIP's text tower reads for a class, instead of its name."""
+"""The file of `dataset.class_names`: what CLIP's text tower reads for a class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_words(path: Path, classes: Collection[str] = ()) -> dict[str, str]:
     line, for another class, a class given twice or without words, and as `read_csv_rows`.
     """
     words: dict[str, str] = {}
-    for line, row in read_csv_rows(path, "class,words", "dataset.words"):
+    for line, row in read_csv_rows(path, "class,name", "dataset.class_names"):
         if fault := _fault(row, words, classes):
             raise RecipeError(f"{path}, line {line}: {fault}")
         name, of_class = row

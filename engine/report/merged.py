@@ -110,7 +110,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         evaluate_on=[
             name for name in first.evaluate_on if all(name in of.evaluate_on for of in records)
         ],
-        families={name: sets for record in records for name, sets in record.families.items()},
+        makers={name: sets for record in records for name, sets in record.makers.items()},
     )
     return of_record(record, list(kept.values()), models_csv)
 

@@ -393,7 +393,7 @@ def of_record(
     baseline of effective robustness (`model_rows.read`), instead of published ones. Raises
     ValueError if no line can be fitted."""
     asked = record.sets, record.upstream, record.downstreams
-    grid = metrics.gather(evaluations, *asked, families=record.families)
+    grid = metrics.gather(evaluations, *asked, makers=record.makers)
     results = of_grid(record, grid, _baseline(record, models_csv))
     tests, probes = of_role(evaluations, TEST), of_role(evaluations, PROBE)
     results = replace(results, evaluations=evaluations, groups=of_groups(grid, tests))

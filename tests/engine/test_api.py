@@ -37,10 +37,10 @@ def test_settings_are_words_or_mappings(tmp_path):
         engine.load_recipe("emoji/ewc", {"train.epoch": 3})
     with pytest.raises(RecipeError, match=r"train\.epochs='3' must be a whole number"):
         engine.load_recipe("emoji/ewc", {"train.epochs": "3"})
-    vary = {"vary": {"optimizer.lr": [1e-4, 1e-3]}, "methods": ["ewc"]}
+    vary = {"param_grid": {"optimizer.lr": [1e-4, 1e-3]}, "methods": ["ewc"]}
     plan = make_plan("emoji", parsed([vary, {"runs": tmp_path}]))
     assert plan.command == (
-        "rib campaign emoji 'vary={optimizer.lr: [0.0001, 0.001]}' 'methods=[ewc]' "
+        "rib campaign emoji 'param_grid={optimizer.lr: [0.0001, 0.001]}' 'methods=[ewc]' "
         f"runs={tmp_path}"
     )
     again = make_plan("emoji", parsed(shlex.split(plan.command)[3:]))

@@ -31,7 +31,7 @@ LONG = {  # or with letters that no file shows
     + " ; campaign own.yaml --dry-run": "maximum is 100",
     "sweep emoji/ewc method.lam={0} train.epochs={0} optimizer.lr={0} seed={0}".format(
         ",".join(map(str, range(1, 101)))
-    ): "vary and trials make 800,000,000 columns; 10,000 at most",
+    ): "param_grid and trials make 800,000,000 columns; 10,000 at most",
 }  # fmt: skip
 MISTAKES += [f"{words} => {line}" for words, line in LONG.items()]
 ROWS = "extends: emoji\nmethods:\n  ewc_released: {base: ewc, method: {variant: released}}\n"

@@ -29,10 +29,10 @@ class Recipe(DatasetRecipe):
     severities: list[Severity] = field(
         default_factory=lambda: [*range(1, cifar_c.SEVERITIES + 1)], metadata={"affects": PACK}
     )
-    class_names: list[str] = marked(PACK, list)  # of the numbers in labels.npy
+    label_names: list[str] = marked(PACK, list)  # of the numbers in labels.npy
 
     def check(self, name: str) -> None:
-        for key in ("corruptions", "severities", "class_names"):
+        for key in ("corruptions", "severities", "label_names"):
             if not getattr(self, key):
                 raise RecipeError(f"dataset.{key} of {name} has no value: list them")
 
@@ -46,11 +46,11 @@ class Kind(base.Kind):
         dataset = self.dataset
         root = source or self.root
         return cifar_c.list_cifar_c(
-            root, dataset.corruptions, dataset.severities, dataset.class_names
+            root, dataset.corruptions, dataset.severities, dataset.label_names
         )
 
     def counts(self) -> tuple[int, int]:
-        return self.published_images(), len(self.dataset.class_names)
+        return self.published_images(), len(self.dataset.label_names)
 
     def published_images(self) -> int:
         return PHOTOS * len(self.dataset.corruptions) * len(self.dataset.severities)

@@ -76,7 +76,7 @@ class Kind(folder.Kind):
     def _labels(self) -> Sequence[str]:
         """The labels that the head knows: classes with outputs of their own, or the outputs' names
         or, of ImageNet's, their numbers."""
-        if file := self.dataset.outputs:
+        if file := self.dataset.class_map:
             from engine.data import masks  # late: planning imports no torch
 
             return list(masks.read_outputs(Path(file), self.head))

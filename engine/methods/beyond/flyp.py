@@ -7,9 +7,9 @@ images and t_b of captions, and the scale s, which is trained too,
     loss_b = (-log softmax_c(s i_b t_c)[b] - log softmax_c(s i_c t_b)[b]) / 2
 
 Two images of the same class in a batch count as different pairs, as in the paper. A class of
-several outputs has the words of a random one, whatever `dataset.joined`, because the loss has no
-logits of classes. The trained model is the vision tower with the zero-shot head of the tuned text
-tower.
+several outputs has the words of a random one, whatever `dataset.class_reduction`, because the loss
+has no logits of classes. The trained model is the vision tower with the zero-shot head of the tuned
+text tower.
 
 Differs from the authors' code: an image's caption is drawn anew in each step; the authors list each
 image with 80 captions.

@@ -75,7 +75,7 @@ def _logits(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
         models.logits(features_ND[index[start : start + ROWS]], weight, bias)
         for start in range(0, len(index), ROWS)
     ]
-    logits_NC = masks.grouped(torch.cat(logits), target.members, target.joined)
+    logits_NC = masks.grouped(torch.cat(logits), target.members, target.class_reduction)
     return logits_NC if target.mask is None else logits_NC.masked_fill(~target.mask, -torch.inf)
 
 

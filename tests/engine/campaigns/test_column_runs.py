@@ -96,7 +96,7 @@ def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, m
 def test_a_sweep_whose_rate_diverges_shows_the_others(folder, finished):
     """Its last step leaves finite weights that predict NaN. It is an error if no rate is left."""
     words = ("methods=[fine_tune]", "train.epochs=1", "train.batch_size=25", "train.warmup_steps=0")
-    report = campaigns.run(folder, *words, "seeds=2", "vary={optimizer.lr: [0.02, 1e10]}")
+    report = campaigns.run(folder, *words, "seeds=2", "param_grid={optimizer.lr: [0.02, 1e10]}")
     (row,) = rows(report / "tables/sweep-configurations.csv")
     assert row["optimizer.lr"] == "0.02"
     assert len(rows(report / "tables/diverged.csv")) == len(SETS)
@@ -107,12 +107,12 @@ def test_a_sweep_whose_rate_diverges_shows_the_others(folder, finished):
     assert cli.main(["publish", str(report.parent), "--out", str(public)]) == 0
     assert audit(public, finished).problems == []
     with pytest.raises(CampaignError, match=r"every training of .* diverged, such as fine_tune"):
-        campaigns.run(folder, *words, "vary={optimizer.lr: [1e10]}")
+        campaigns.run(folder, *words, "param_grid={optimizer.lr: [1e10]}")
 
 
 def test_a_set_can_be_trained_on_and_not_evaluated(folder, finished):
     """As ImageNet's training set: its columns have no accuracy on the set itself."""
-    text = "vary: {dataset.fraction: [0.5, 1.0]}\ndownstreams: [tinted]\n"
+    text = "param_grid: {dataset.fraction: [0.5, 1.0]}\ndownstreams: [tinted]\n"
     words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]")
     report = run_with(folder, "trained", text, *words)
     assert columns(report, "evaluated_on") == {"upstream", "outline", "few"}
@@ -136,7 +136,7 @@ def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder, fi
 
 
 def test_a_setting_of_the_plain_grid_is_found_and_not_made_again(folder, finished, capsys):
-    text = "vary: {optimizer.lr: [0.02, 0.001]}\ndownstreams: [few]\n"
+    text = "param_grid: {optimizer.lr: [0.02, 0.001]}\ndownstreams: [few]\n"
     before = {*(finished / "store/cells").iterdir()}
     report = run_with(folder, "varied", text)
     new = {*(finished / "store/cells").iterdir()} - before

@@ -212,7 +212,7 @@ def test_plan_on_disk_is_read_back(folder, tmp_path):
     """With typed settings and all recipes, whatever becomes of the files that it was made of."""
     for name in ("shapes.yaml", "model.yaml", "data.yaml"):
         (tmp_path / name).write_text((folder / name).read_text())
-    words = ("vary={optimizer.lr: [1e-5, 1], seed: [3]}", "trackers=[wandb]")
+    words = ("param_grid={optimizer.lr: [1e-5, 1], seed: [3]}", "trackers=[wandb]")
     plan = campaigns.planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
     for file in tmp_path.glob("*.yaml"):
         file.unlink()
@@ -274,7 +274,7 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
 
 
 def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
-    plan = of_text(folder, tmp_path, f"vary: {VARY}\ndownstreams: [few, upstream]\n")
+    plan = of_text(folder, tmp_path, f"param_grid: {VARY}\ndownstreams: [few, upstream]\n")
     places = itertools.product(("few", "upstream"), (0.02, 1e-5), (1, 2))
     expected = [(name, {"optimizer.lr": lr, "train.epochs": e}) for name, lr, e in places]
     assert [(column.downstream, column.settings) for column in plan.columns] == expected
@@ -285,7 +285,7 @@ def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
         cell = next(plan.cells(column)).recipe
         assert cell.downstream == column.downstream
         assert [*column.settings.values()] == [cell.optimizer.lr, cell.train.epochs]
-    by_words = of_text(folder, tmp_path, "", f"vary={VARY}", "downstreams=[few]")
+    by_words = of_text(folder, tmp_path, "", f"param_grid={VARY}", "downstreams=[few]")
     assert by_words.columns == plan.columns[:4], "the command line says the same"
     plain = of_text(folder, tmp_path, "")
     assert plain.columns == tuple(Column(name) for name in campaigns.SETS)

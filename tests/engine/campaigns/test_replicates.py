@@ -28,7 +28,7 @@ def test_the_middle_columns_are_trained_again_with_the_next_seed():
 
 def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_replicate():
     for words in (["replicates=0"], ["seeds=2"], ["methods=[ewc]"], ["downstreams=[openmoji]"],
-                  ["vary={optimizer.lr: [1e-4, 1e-3]}"]):  # fmt: skip
+                  ["param_grid={optimizer.lr: [1e-4, 1e-3]}"]):  # fmt: skip
         assert not any(is_replicate for _, is_replicate in columns("emoji", *words)), words
     assert not any(is_replicate for _, is_replicate in columns("emoji_upstream"))
 

@@ -94,7 +94,7 @@ def test_groups_have_about_equal_work_and_share_no_training():
 
 
 def test_what_a_campaign_tries_its_columns_job_evaluates(folder):
-    plan = shared(plan_of(folder / "shapes.yaml", "vary={optimizer.lr: [0.1, 0.2]}"), 4)
+    plan = shared(plan_of(folder / "shapes.yaml", "param_grid={optimizer.lr: [0.1, 0.2]}"), 4)
     assert {stage_of(job) for job in plan.shares} == {TRAIN}
 
 

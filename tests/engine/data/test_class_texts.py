@@ -1,4 +1,4 @@
-"""CLIP on any classes: heads, methods and names of cells follow `dataset.words` and templates."""
+"""CLIP on any classes: heads, methods and cells follow `dataset.class_names` and templates."""
 
 import json
 import re
@@ -28,7 +28,7 @@ arch: open_clip:tiny-clip
 image_size: 32
 weights: {{source: open_clip, clip: tiny-clip, path: {}}}
 """
-WORDS = "class,words\ncross,red cross\nsquare,  box \n"
+WORDS = "class,name\ncross,red cross\nsquare,  box \n"
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_head_is_open_clips_of_words_in_templates(
     few = [*clip_words, "method=fine_tune"]
     few += ["dataset.upstream=few", "dataset.sets=[upstream]", "downstream=few"]
     given = [
-        f"dataset.words={tmp_path}/words.csv",
+        f"dataset.class_names={tmp_path}/words.csv",
         f"dataset.templates={json.dumps(['my {}', '{}!'])}",
     ]
     with caplog.at_level("INFO"):
@@ -87,7 +87,7 @@ def test_of_imagenet_words_templates_and_names_of_models_are_as_without_texts(op
 
 def test_names_of_cells_follow_what_the_text_tower_reads(grid, clip_words, tmp_path):
     (tmp_path / "words.csv").write_text(WORDS)
-    words = f"dataset.words={tmp_path}/words.csv"
+    words = f"dataset.class_names={tmp_path}/words.csv"
     fitted = [*clip_words, "model.head.fit=true", "model.weights.templates=simple"]
     for model, method, differs in (
         (clip_words, "fine_tune", True),
@@ -100,12 +100,12 @@ def test_names_of_cells_follow_what_the_text_tower_reads(grid, clip_words, tmp_p
 
 
 WRONG = {
-    "words,class\n": r"words\.csv, line 1: write the columns there, class,words",
-    "class,words\nring\n": r"words\.csv, line 2: write a class and its words",
-    "class,words\nring,hoop\nbar,  \n": r"words\.csv, line 3: 'bar' has no words",
-    "class,words\nring,hoop\nring,loop\n": r"words\.csv, line 3: 'ring' is given twice",
-    "class,words\nring,hoop\nrin,loop\n": r"line 3: .* no class 'rin' \(is it 'ring'\?\)",
-    "class,words\nring,\ud800\n": r"words\.csv is not a CSV file in UTF-8",
+    "words,class\n": r"words\.csv, line 1: write the columns there, class,name",
+    "class,name\nring\n": r"words\.csv, line 2: write a class and its words",
+    "class,name\nring,hoop\nbar,  \n": r"words\.csv, line 3: 'bar' has no words",
+    "class,name\nring,hoop\nring,loop\n": r"words\.csv, line 3: 'ring' is given twice",
+    "class,name\nring,hoop\nrin,loop\n": r"line 3: .* no class 'rin' \(is it 'ring'\?\)",
+    "class,name\nring,\ud800\n": r"words\.csv is not a CSV file in UTF-8",
 }
 
 
@@ -113,7 +113,7 @@ WRONG = {
 def test_what_is_wrong_with_words_is_named_in_a_dry_run(text, campaign, tmp_path, capsys):
     (tmp_path / "words.csv").write_text(text, "utf-8", errors="surrogatepass")
     words = ["campaign", str(campaign), f"runs={tmp_path}/runs", "--dry-run"]
-    assert cli.main([*words, f"dataset.words={tmp_path}/words.csv"]) > 0
+    assert cli.main([*words, f"dataset.class_names={tmp_path}/words.csv"]) > 0
     assert re.search(WRONG[text], error := capsys.readouterr().err), error
 
 
@@ -134,8 +134,8 @@ def test_a_plan_is_named_after_the_words_that_clip_reads(campaign, folder, tmp_p
     names = []
     for text in (WORDS, WORDS.replace("box", "frame")):
         file.write_text(text)
-        names.append(digest(campaign, f"dataset.words={file}"))
-        assert digest(folder / "shapes.yaml", f"dataset.words={file}") == digest(
+        names.append(digest(campaign, f"dataset.class_names={file}"))
+        assert digest(folder / "shapes.yaml", f"dataset.class_names={file}") == digest(
             folder / "shapes.yaml"
         )
     assert len({*names, digest(campaign)}) == 3
@@ -148,7 +148,7 @@ def test_a_campaign_of_clip_runs_on_the_shapes(grid, campaign, open_clip, tmp_pa
     words = [str(campaign), f"runs={tmp_path}/runs"]
     assert cli.main(["campaign", *words, "--dry-run"]) == 0
     assert "reads classes by their names" in capsys.readouterr().err
-    words.append(f"dataset.words={tmp_path}/words.csv")
+    words.append(f"dataset.class_names={tmp_path}/words.csv")
     assert cli.main(["campaign", *words, "--dry-run"]) == 0
     assert "by their names" not in capsys.readouterr().err
     report = campaigns.run(tmp_path, words[2], "methods=[flyp,lipsum_ft]", name="mine")

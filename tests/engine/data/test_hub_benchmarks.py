@@ -56,7 +56,7 @@ def resolved(name: str, root: Path, *words: str) -> Recipe:
 
 def published(recipe: Recipe) -> dict[str, tuple[int, int]]:
     """Numbers of images and of those held out."""
-    own = recipe.dataset.own
+    own = recipe.dataset.per_dataset
     return {n: (o["images"], o.get("split", {}).get("held_out", 0)) for n, o in own.items()}
 
 

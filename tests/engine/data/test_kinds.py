@@ -33,7 +33,7 @@ name: mixed
 root: images
 upstream: upstream
 sets: [outline, tinted, few]
-own:
+per_dataset:
   tinted:
     kind: table
     root: images/tinted
@@ -69,7 +69,7 @@ def opened(folder: Path, name: str, *words: str) -> LabelledSet:
 
 def test_a_table_gives_the_pack_of_its_folders(mixed, tmp_path):
     of_table = opened(tmp_path, "tinted")
-    plain = BENCHMARK[: BENCHMARK.index("own:")]
+    plain = BENCHMARK[: BENCHMARK.index("per_dataset:")]
     (tmp_path / "mixed.yaml").write_text(plain, encoding="utf-8")
     folders, of_folder = benchmark(tmp_path), opened(tmp_path, "tinted")
     assert of_table.pack.folder != of_folder.pack.folder
@@ -94,7 +94,9 @@ def test_a_published_split_is_trained_on_and_held_out(mixed, tmp_path):
     key = tinted.split_key(mixed.dataset)
     assert key != opened(tmp_path, "few").split_key(mixed.dataset)
     with pytest.raises(ValueError, match=r"part is 'test', but must be one of train, val"):
-        opened(tmp_path, "tinted", "dataset.own.tinted.split.holdout=[val]", "dataset.seed=1")
+        opened(
+            tmp_path, "tinted", "dataset.per_dataset.tinted.split.holdout=[val]", "dataset.seed=1"
+        )
 
 
 LISTED = """\
@@ -102,7 +104,7 @@ name: listed
 root: images
 upstream: upstream
 sets: [outline, tinted, few]
-own:
+per_dataset:
   tinted: {split: {files: lists.csv, column: part, train: [train], holdout: [test]}}
   few:
     split: {files: {fit: fit.txt, judge: judge.txt}, column: part, train: [fit], holdout: [judge]}
@@ -146,9 +148,9 @@ def test_names_of_files_are_the_parts_of_a_split(tmp_path):
         (images / f"{part}.txt").write_text("\n".join(paths[number::3]), encoding="utf-8")
     files = "files: {train: train.txt, val: val.txt, test: test.txt}"
     whole = f"{files}, column: split, train: [train], holdout: [val, test]"
-    plain = LISTED[: LISTED.index("own:")]
+    plain = LISTED[: LISTED.index("per_dataset:")]
     found = []
-    for split in (f"own: {{few: {{split: {{{whole}}}}}}}", f"split: {{{files}}}"):
+    for split in (f"per_dataset: {{few: {{split: {{{whole}}}}}}}", f"split: {{{files}}}"):
         (tmp_path / "mixed.yaml").write_text(f"{plain}{split}\n", encoding="utf-8")
         few = opened(tmp_path, "few")
         found.append((few.pack.folder, few.split_by, few.holdout.tolist()))
@@ -197,7 +199,7 @@ def test_a_table_has_classes_that_join_outputs_of_the_head(mixed, tmp_path):
     file = tmp_path / "joined.csv"
     lines = ["class,output", *(f"{each},{each}" for each in ("bar", "cross", "square"))]
     file.write_text("\n".join([*lines, "round,disc", "round,ring"]), encoding="utf-8")
-    words = [f"dataset.own.tinted.outputs={file}"]
+    words = [f"dataset.per_dataset.tinted.class_map={file}"]
     labelled = opened(tmp_path, "tinted", *words)
     assert labelled.pack.classes == ("bar", "cross", "round", "square")
     table.write_text(text.replace(",square,", ",sqare,", 1), encoding="utf-8")
@@ -210,7 +212,7 @@ def test_a_table_trains_the_model_of_the_same_images_in_folders(tmp_path, grid):
     """With the split, groups and source photos in columns: equal pixels, weights and answers."""
     grids.draw(tmp_path / "images")
     file = tmp_path / "mixed.yaml"
-    plain = BENCHMARK[: BENCHMARK.index("own:")] + "sources: names\n"
+    plain = BENCHMARK[: BENCHMARK.index("per_dataset:")] + "sources: names\n"
     more = ["optimizer={name: sgd, lr: 0.02}", "train={epochs: 1, batch_size: 12, warmup_steps: 1}"]
     more += ["device=cpu", "method=fine_tune", "downstream=tinted", "model=vit_tiny_random"]
 
@@ -233,7 +235,7 @@ def test_a_table_trains_the_model_of_the_same_images_in_folders(tmp_path, grid):
         part, label = ("train", "test")[number in held_out], image.split("/")[0]
         rows.append(f"{image},{label},{'ab'[number % 2]},{photo},{part}")
     (tmp_path / "images" / "tinted.csv").write_text("\n".join(rows), encoding="utf-8")
-    own = BENCHMARK[BENCHMARK.index("own:") :].replace("[val, test]", "[test]")
+    own = BENCHMARK[BENCHMARK.index("per_dataset:") :].replace("[val, test]", "[test]")
     file.write_text(plain + own + "    source_column: photo\n", encoding="utf-8")
     of_table, second = trained()
     assert first.name != second.name, "the split is part of a cell's name"
@@ -252,14 +254,16 @@ def test_a_table_trains_the_model_of_the_same_images_in_folders(tmp_path, grid):
         assert answers[0].select(shared).equals(answers[1].select(shared)) and len(shared) > 3
 
 
-@pytest.mark.parametrize(("joined", "rule"), [("max", torch.amax), ("sum", torch.logsumexp)])
-def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
+@pytest.mark.parametrize(
+    ("class_reduction", "rule"), [("max", torch.amax), ("sum", torch.logsumexp)]
+)
+def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, class_reduction, rule):
     for label in ("bars", "rounds"):
         shutil.copytree(tmp_path / "images" / "few" / "ring", tmp_path / "images" / "round" / label)
     file = tmp_path / "round.csv"
     lines = ["class,output", "rounds,ring", "rounds,disc", "bars,bar"]
     file.write_text("\n".join(lines), encoding="utf-8")
-    own = BENCHMARK + f"  round: {{outputs: round.csv, joined: {joined}}}\n"
+    own = BENCHMARK + f"  round: {{class_map: round.csv, class_reduction: {class_reduction}}}\n"
     (tmp_path / "mixed.yaml").write_text(own, encoding="utf-8")
     words = ["dataset.sets=[round,few]"]
     sets = Sets(benchmark(tmp_path, *words), CPU, tmp_path)
@@ -269,7 +273,7 @@ def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
     assert set(labelled.labels.tolist()) == {bar, ring}
     assert labelled.mask is not None and labelled.mask.nonzero().ravel().tolist() == [bar, ring]
     logits = torch.randn(4, len(sets.classes))
-    joint = masks.grouped(logits, labelled.members, labelled.joined)
+    joint = masks.grouped(logits, labelled.members, labelled.class_reduction)
     assert torch.allclose(joint[:, ring], rule(logits[:, [ring, disc]], dim=1))
     assert torch.equal(joint[:, bar], logits[:, bar])
     file.write_text("\n".join(lines[:3]), encoding="utf-8")
@@ -283,15 +287,30 @@ def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dataset.own.tintd.images=3"], "dataset.own.tintd: no dataset .*; did you mean 'tinted'"),
-        (["dataset.own.tinted.split.colum=x"], "'dataset.own.tinted.split.colum'.*split.column"),
-        (["dataset.own={few: {split: {train: [a]}}}"], "dataset.split of few names no column: set"),
-        (["dataset.own={few: {split: {files: a.txt}}}"], "dataset.split of few names no column"),
         (
-            ["dataset.own={few: {split: {files: {fit: a.txt, val: b.txt}}}}"],
+            ["dataset.per_dataset.tintd.images=3"],
+            "dataset.per_dataset.tintd: no dataset .*; did you mean 'tinted'",
+        ),
+        (
+            ["dataset.per_dataset.tinted.split.colum=x"],
+            "'dataset.per_dataset.tinted.split.colum'.*split.column",
+        ),
+        (
+            ["dataset.per_dataset={few: {split: {train: [a]}}}"],
+            "dataset.split of few names no column: set",
+        ),
+        (
+            ["dataset.per_dataset={few: {split: {files: a.txt}}}"],
+            "dataset.split of few names no column",
+        ),
+        (
+            ["dataset.per_dataset={few: {split: {files: {fit: a.txt, val: b.txt}}}}"],
             "dataset.split.files of few names fit, val: name `train` and a part to hold out",
         ),
-        (["dataset.own={few: {split: {files: {train: a.txt}}}}"], "few names train: name `train` "),
+        (
+            ["dataset.per_dataset={few: {split: {files: {train: a.txt}}}}"],
+            "few names train: name `train` ",
+        ),
     ],
 )
 def test_a_wrong_key_of_a_datasets_own_is_an_error(mixed, tmp_path, words, message):
@@ -300,9 +319,9 @@ def test_a_wrong_key_of_a_datasets_own_is_an_error(mixed, tmp_path, words, messa
 
 
 def test_own_keys_of_a_dataset_that_is_left_out_are_dropped(mixed, tmp_path):
-    assert list(mixed.dataset.own) == ["tinted"]
+    assert list(mixed.dataset.per_dataset) == ["tinted"]
     without = benchmark(tmp_path, "dataset.sets=[outline,few]")
-    assert without.dataset.own == {}
+    assert without.dataset.per_dataset == {}
     (tmp_path / "again.yaml").write_text(dump_recipe(without), encoding="utf-8")
     assert load_recipe(str(tmp_path / "again.yaml")).dataset == without.dataset
 
@@ -355,7 +374,9 @@ class Kind(base.Kind):
 def test_a_users_kind_is_read_by_a_process_of_its_own(mixed, tmp_path):
     """So what the file changes reaches neither the head nor the features that come after."""
     (tmp_path / "apart.py").write_text(USERS, encoding="utf-8")
-    text = BENCHMARK[: BENCHMARK.index("own:")] + "own: {tinted: {kind: apart.py}}\n"
+    text = (
+        BENCHMARK[: BENCHMARK.index("per_dataset:")] + "per_dataset: {tinted: {kind: apart.py}}\n"
+    )
     (tmp_path / "mixed.yaml").write_text(text, encoding="utf-8")
     cell = CellPlan(benchmark(tmp_path))
     encode_apart(cell, ["few", "tinted"])
@@ -371,8 +392,8 @@ def test_a_users_kind_is_read_by_a_process_of_its_own(mixed, tmp_path):
 def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(USERS, encoding="utf-8")
     file, ran = tmp_path / "mixed.yaml", tmp_path / "mine.ran"
-    text = BENCHMARK[: BENCHMARK.index("own:")]
-    file.write_text(text + "own: {tinted: {kind: mine.py}}\n", encoding="utf-8")
+    text = BENCHMARK[: BENCHMARK.index("per_dataset:")]
+    file.write_text(text + "per_dataset: {tinted: {kind: mine.py}}\n", encoding="utf-8")
     resolved = benchmark(tmp_path)
     campaign = tmp_path / "c.yaml"
     campaign.write_text("extends: emoji\ndataset: mixed.yaml\nmodel: vit_tiny_random\n", "utf-8")
@@ -395,13 +416,13 @@ def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(USERS + "\nCHANGED = True\n", encoding="utf-8")
     assert make_plan(str(campaign), parsed(words)).place.name != plan.place.name
     assert packs.pack_folder(resolved, "tinted") != before
-    file.write_text(text + "own: {tinted: {kind: mine.py, plac: x}}\n", encoding="utf-8")
+    file.write_text(text + "per_dataset: {tinted: {kind: mine.py, plac: x}}\n", encoding="utf-8")
     assert cli.main(encode) == 2
     assert "mine.py: unknown key 'dataset.plac'; did you mean" in capsys.readouterr().err
     (tmp_path / "mine.py").unlink()
-    file.write_text(text + "own: {tinted: {kind: mine.py}}\n", encoding="utf-8")
+    file.write_text(text + "per_dataset: {tinted: {kind: mine.py}}\n", encoding="utf-8")
     assert cli.main(encode) == 2
-    assert "dataset.own.tinted: kind='" in (error := capsys.readouterr().err)
+    assert "dataset.per_dataset.tinted: kind='" in (error := capsys.readouterr().err)
     assert "mine.py' is not a Python file" in error
     # Whoever audits a published plan may not have the file.
     assert kind_of(resolved.dataset, "tinted").expected_images() is None

@@ -55,7 +55,7 @@ def test_a_benchmark_of_folders(tmp_path, name, caplog):
     sets = Sets(of, CPU, tmp_path)
     assert sorted(of.dataset.known) == sorted(domains)
     assert all(list(sets[domain].pack.classes) == classes for domain in domains)
-    published = [own["images"] for own in of.dataset.own.values()]
+    published = [own["images"] for own in of.dataset.per_dataset.values()]
     totals = {"pacs": 9991, "vlcs": 10729, "office_home": 15588, "terra_incognita": 0}
     assert sum(published) == totals[name]
     assert caplog.text.count("is incomplete: 8 images, not") == len(published)
@@ -91,7 +91,7 @@ def test_domainnet_126(tmp_path):
     of = resolved("domainnet_126", root)
     sets = Sets(of, CPU, tmp_path)
     assert all(sets[name].pack.classes == ("2", "91") for name in of.dataset.known)
-    published: dict[str, Any] = of.dataset.own
+    published: dict[str, Any] = of.dataset.per_dataset
     assert sum(own["images"] for own in published.values()) == 142_334
 
 
@@ -109,7 +109,7 @@ def test_iwildcam(tmp_path):
     assert [len(sets["in_domain"].split(each)) for each in ("train", "holdout")] == [4, 4]
     cameras = sets["new_cameras_val"].pack.columns["location_remapped"]
     assert cameras.tolist() == ["302", "302"]
-    published: dict[str, Any] = of.dataset.own
+    published: dict[str, Any] = of.dataset.per_dataset
     assert sum(own["images"] for own in published.values()) == 203_029
 
 
@@ -147,7 +147,7 @@ def test_fmow(tmp_path):
     last = sets["later_years_test"].pack
     assert last.keys.tolist() == ["images/rgb_img_14.png", "images/rgb_img_15.png"]
     assert (*map(set, (last.columns["region"], last.columns["year"])),) == ({"Other"}, {"2016"})
-    published: dict[str, Any] = of.dataset.own
+    published: dict[str, Any] = of.dataset.per_dataset
     assert sum(own["images"] for own in published.values()) == 141_696
 
 
@@ -160,7 +160,7 @@ def test_cifar_c(tmp_path, number):
     folder.mkdir()
     np.save(folder / "labels.npy", np.tile(labels, 5).astype(np.uint8))
     given = catalogue.read_recipe(catalogue.ROOT / "sets" / f"cifar{number}_c.yaml")
-    assert len(given["corruptions"]) == 15 and len(given["class_names"]) == number
+    assert len(given["corruptions"]) == 15 and len(given["label_names"]) == number
     rng = np.random.default_rng(0)
     arrays = {
         name: rng.integers(0, 256, (5 * photos, 32, 32, 3), dtype=np.uint8)
@@ -168,7 +168,7 @@ def test_cifar_c(tmp_path, number):
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    for label in names.class_names:
+    for label in names.label_names:
         draw(tmp_path / f"cifar{number}" / label / "0.png")
     of = resolved(f"cifar{number}_c", tmp_path, "model.interpolation=nearest")
     sets = Sets(of, CPU, tmp_path)
@@ -176,7 +176,7 @@ def test_cifar_c(tmp_path, number):
     pack = sets["digital"].pack
     (place,) = np.flatnonzero(pack.keys == "contrast/3/00007")
     assert np.array_equal(pack.pixels([place])[0], arrays["contrast"][2 * photos + 7])
-    assert pack.classes[pack.labels[place]] == names.class_names[3]
+    assert pack.classes[pack.labels[place]] == names.label_names[3]
     held_out = [set(sets[name].pack.sources[sets[name].holdout]) for name in of.dataset.sets]
     assert held_out[0] and held_out.count(held_out[0]) == 4, "a photo is held out of all families"
     assert set(sets["noise"].group) >= {"shot_noise/5", "impulse_noise/1"}
@@ -215,13 +215,13 @@ def test_an_array_of_another_form_is_named(tmp_path, file, array, message):
         (folder / f"{file}.npy").write_bytes(written.replace(*array))
     else:
         np.save(folder / f"{file}.npy", array, allow_pickle=array.dtype == object)
-    of = resolved("cifar10_c", tmp_path, "dataset.own.weather.corruptions=[fog]")
+    of = resolved("cifar10_c", tmp_path, "dataset.per_dataset.weather.corruptions=[fog]")
     with pytest.raises(ValueError, match=message):
         kind_of(of.dataset, "weather").listing(tmp_path)
 
 
 def test_cifar_c_has_the_images_of_the_chosen_arrays(tmp_path):
-    of = resolved("cifar10_c", tmp_path, "dataset.own.noise.severities=[5]")
+    of = resolved("cifar10_c", tmp_path, "dataset.per_dataset.noise.severities=[5]")
     kinds_of = [kind_of(of.dataset, name) for name in of.dataset.sets]
     assert [kind.counts()[0] for kind in kinds_of] == [30_000, 200_000, 200_000, 200_000]
     with pytest.raises(ValueError, match=r"labels\.npy is not an array that can be read"):
@@ -232,7 +232,7 @@ def beside_imagenet_rib(folder: Path, name: str, sets: str, own: str) -> Recipe:
     file = folder / f"{name}.yaml"
     file.write_text(
         f"extends: imagenet_rib\ndataset:\n  extends: imagenet_rib\n  {sets}\n"
-        f"  own: {{{name}: {{extends: {name}, {own}}}}}\n",
+        f"  per_dataset: {{{name}: {{extends: {name}, {own}}}}}\n",
         encoding="utf-8",
     )
     words = [f"model.arch={grids.VIT}", f"model.image_size={grids.SIZE}", f"runs={folder}/runs"]
@@ -272,7 +272,9 @@ def test_imagenet_d(tmp_path):
     of = beside_imagenet_rib(tmp_path, "imagenet_d", "evaluate_on: [imagenet_d]", "root: data")
     labelled = Sets(of, CPU, tmp_path, given_classes=imagenet.wnids())["imagenet_d"]
     assert set(labelled.columns["attribute"]) == {"background", "texture", "material"}
-    assert labelled.members.tolist() == [[409, 530], [414, 414]] and labelled.joined == "max"
+    assert (
+        labelled.members.tolist() == [[409, 530], [414, 414]] and labelled.class_reduction == "max"
+    )
 
 
 PLANNED = {  # published images, classes and, with a published split, held-out images of upstream
@@ -310,7 +312,7 @@ def test_a_campaign_is_planned_before_its_data_is_there(tmp_path, name):
 
 
 def test_a_split_of_unknown_size_is_planned_with_the_datasets_holdout(tmp_path):
-    of = resolved("fmow", tmp_path / "none", "dataset.own.in_domain.split.held_out=0")
+    of = resolved("fmow", tmp_path / "none", "dataset.per_dataset.in_domain.split.held_out=0")
     assert work.size_of(of, "in_domain") == (99_673, 62, 99_673 / 4)
 
 
@@ -333,7 +335,7 @@ def test_laion_c_beside_imagenet_rib(tmp_path):
         for distortion in ("glitched", "mosaic")
         for level in (1, 5)
     }
-    assert laion.joined == "mean" and laion.members.shape == (2, 109)
+    assert laion.class_reduction == "mean" and laion.members.shape == (2, 109)
     assert len(set(laion.pack.sources)) == 2, "the distortions of a photo"
     of_sets = {"cifar100_c", "cifar10_c", "imagenet_d", "imagenet_x", "laion_c"}
     assert {path.stem for path in (catalogue.ROOT / "sets").glob("*.yaml")} == of_sets

@@ -50,7 +50,7 @@ def without_blurred(evaluations):
 
 def test_disjoint_ri_leaves_out_sets_of_the_same_photos_or_maker(evaluations):
     accuracy = accuracies(evaluations)
-    numbers = gather(evaluations, SETS, families=FAMILIES)
+    numbers = gather(evaluations, SETS, makers=FAMILIES)
     table = numbers.named(numbers.numbers).set_index(["method", "downstream", "evaluated_on"])
     column = table["disjoint_change_pts"]
     of_sets = {}
@@ -107,18 +107,18 @@ def test_a_class_that_is_one_source_is_no_photo(tmp_path):
 
 def test_a_column_without_disjoint_sets_has_no_disjoint_ri(evaluations):
     everything = {"one": ["sketch", "natural", "cartoon"]}
-    read = gather(evaluations, SETS, families=everything)
+    read = gather(evaluations, SETS, makers=everything)
     ri = read.named(read.numbers).query("evaluated_on == '' and downstream != ''")
     known = ri.dropna(subset="disjoint_change_pts")["downstream"]
     assert set(known) == {"natural", "sketch", "blurred"}  # of cartoon all others are related
     assert set(read.disjoint_mri.keys["columns"]) == {3}
-    all_related = gather(evaluations, SETS, families={"one": list(SETS)})
+    all_related = gather(evaluations, SETS, makers={"one": list(SETS)})
     assert all_related.disjoint_mri.keys.empty
 
 
 def test_the_report_has_disjoint_numbers_wherever_it_has_ri(evaluations):
     results = made_results.of_evaluations(
-        evaluations, sets=list(SETS), downstreams=list(SETS), families=FAMILIES
+        evaluations, sets=list(SETS), downstreams=list(SETS), makers=FAMILIES
     )
     rows = results.disjoint.set_index("method")
     by_arm = results.grid.by_arm.merge(results.shown[["arm", "method"]], on="arm")
@@ -145,7 +145,7 @@ def test_a_set_that_is_related_to_the_upstream_set_alone_has_no_disjoint_numbers
     """No column is fine-tuned on the upstream set, so that RI would be the same."""
     alone = {"photos": ["up", "natural"]}
     rows, sets = without_blurred(evaluations)
-    results = made_results.of_evaluations(rows, sets=sets, downstreams=sets, families=alone)
+    results = made_results.of_evaluations(rows, sets=sets, downstreams=sets, makers=alone)
     assert "disjoint" not in terminal.table(results) and results.disjoint.empty
     assert "disjoint_change_pts" not in results.grid.numbers
     assert "related-sets" not in {section.key for section in sections.of(results)}
@@ -155,7 +155,7 @@ def test_a_seed_replicate_says_nothing_of_what_disjoint_mri_is_more(evaluations,
     """Of a replicated column without related sets, RI and disjoint RI are one."""
     alone = {"one maker": ["natural", "sketch"]}
     rows, sets = without_blurred(evaluations)
-    record = made_results.record(rows, sets=sets, downstreams=sets, families=alone)
+    record = made_results.record(rows, sets=sets, downstreams=sets, makers=alone)
     plain = made_results.of_record(record, rows).disjoint
     for column in ("cartoon", "natural"):
         replicates = []
@@ -181,7 +181,7 @@ def test_the_first_screen_names_only_what_differs_by_more_than_its_interval(
         is_right = np.random.default_rng(number).random(400) < (30 + gain * is_more) / 100
         rows.append(answered(row, is_right, tmp_path))
     results = made_results.of_evaluations(
-        rows, sets=list(SETS), downstreams=list(SETS), families=FAMILIES
+        rows, sets=list(SETS), downstreams=list(SETS), makers=FAMILIES
     )
     text = headline.without_related(results)
     assert text.startswith(says) and bool(text) == bool(says)

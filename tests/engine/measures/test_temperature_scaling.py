@@ -34,7 +34,13 @@ def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> P
     pack = SimpleNamespace(sources=np.char.mod("image %d", positions))
     truth, mask = torch.from_numpy(labels), torch.from_numpy(MASK)
     labelled = SimpleNamespace(
-        labels=truth, mask=mask, members=None, group=None, columns={}, pack=pack, joined="max"
+        labels=truth,
+        mask=mask,
+        members=None,
+        group=None,
+        columns={},
+        pack=pack,
+        class_reduction="max",
     )
     reduce = Reduction(labelled, torch.device("cpu"), calibration=True)
     reduced = reduce(positions, [torch.from_numpy(logits).float()])

@@ -48,7 +48,9 @@ def test_a_changed_key_changes_what_its_mark_says(key, value, effect):
 def test_only_keys_of_cells_vary(key):
     value = CHANGED[key][0]
     with pytest.raises(RecipeError, match=f"{key} cannot vary"):
-        make_plan("emoji", [*overrides.of_mapping({"vary": {key: [value]}, "methods": ["ewc"]})])
+        make_plan(
+            "emoji", [*overrides.of_mapping({"param_grid": {key: [value]}, "methods": ["ewc"]})]
+        )
 
 
 def planned(*words: str, name: str = "emoji/ewc") -> Plan:

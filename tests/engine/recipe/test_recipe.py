@@ -144,7 +144,11 @@ def test_a_recipe_with_other_values_is_what_these_settings_load():
     ("word", "key", "value"),
     [
         ("runs=exp #2", "runs", "exp #2"),
-        ("dataset.own.noto-v1.background=red", "dataset.own", {"noto-v1": {"background": "red"}}),
+        (
+            "dataset.per_dataset.noto-v1.background=red",
+            "dataset.per_dataset",
+            {"noto-v1": {"background": "red"}},
+        ),
         ("dataset.root=", "dataset.root", ""),
         ("dataset.background=#808080", "dataset.background", "#808080"),
         ("dataset.sets=twemoji,openmoji", "dataset.sets", ["twemoji", "openmoji"]),
@@ -204,7 +208,7 @@ def test_a_dataset_extends_another_file(tmp_path):
     dataset = recipe_of_sections("vit_tiny_random", str(tmp_path / "fewer.yaml")).dataset
     assert (dataset.name, dataset.upstream, dataset.sets) == ("pacs", None, ["sketch"])
     assert (dataset.holdout, dataset.root) == (0.5, str(tmp_path / "data"))
-    assert list(dataset.own) == ["sketch"]
+    assert list(dataset.per_dataset) == ["sketch"]
     (tmp_path / "few.yaml").write_text("extends: fewer.yaml\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"fewer\.yaml extends itself: name another dataset"):
         recipe_of_sections("vit_tiny_random", str(tmp_path / "fewer.yaml"))

@@ -81,13 +81,13 @@ def test_draws_are_log_uniform_in_their_range_and_a_larger_budget_keeps_a_smalle
 
 
 def test_equal_rates_draw_equal_rates_and_varied_keys_win():
-    plan = planned("methods=[fine_tune,ewc,lora]", "trials=2", "vary={train.epochs: [1, 2]}")
+    plan = planned("methods=[fine_tune,ewc,lora]", "trials=2", "param_grid={train.epochs: [1, 2]}")
     rates = [cell.recipe.optimizer.lr for cell in plan.cells(plan.columns[1])]
     assert rates[0] == rates[2] and rates[1] == pytest.approx(rates[0] / 3e-4 * 1e-3, rel=0.01)
     assert [str(c.setting) for c in plan.columns][1:3] == [
         "train.epochs=1,trial=1", "train.epochs=2,trial=0"
     ]  # fmt: skip
-    of_vary = planned("methods=[ewc]", "trials=2", "vary={optimizer.lr: [1.0]}")
+    of_vary = planned("methods=[ewc]", "trials=2", "param_grid={optimizer.lr: [1.0]}")
     (cell,) = of_vary.cells(of_vary.columns[1])
     assert cell.recipe.optimizer.lr == 1.0 and cell.recipe.method.lam != 1.0
 
@@ -107,7 +107,7 @@ def test_other_ranges_are_another_plan(monkeypatch):
             "trials=-1 is not a number of trials, up to 1000: trials=4 trains every method",
         ),
         (["trials=1001"], "trials=1001 is not a number of trials"),
-        (["trials=2", "replicates=1"], "does not work with vary, trials or several seeds"),
+        (["trials=2", "replicates=1"], "does not work with param_grid, trials or several seeds"),
         (["methods=[ewc]", "trials=4", "method.lam=1e308"], "method.lam=inf must be a number"),
     ],
 )

@@ -23,7 +23,7 @@ class OfCLIP(MethodRecipe):
 
 @dataclass(frozen=True)
 class Recipe(OfCLIP):
-    reads_words = True
+    reads_class_names = True
     networks = ("network without head",)
 
     def check(self, cell: schema.Recipe) -> None:
