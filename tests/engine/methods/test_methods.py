@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from engine import models
+from engine.methods import soup
 from engine.methods.base import Trained
 from engine.run import Run
 from engine.training import fisher
@@ -145,3 +146,7 @@ def test_lp_ft_starts_at_the_finished_probe(grid):
     assert same(case.method.net.state_dict(), probe) and not same(probe, case.before)
     net = reference(probe)
     check(case, cross_entropy(case, net(case.x)), parameters(net))
+
+
+def test_a_member_of_a_soup_that_is_named_twice_counts_twice():
+    assert soup.uniform(["pre", "ewc", "pre"]) == {"pre": 2 / 3, "ewc": 1 / 3}
