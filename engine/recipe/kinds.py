@@ -97,8 +97,8 @@ def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:
     given = [(source, s) for source, s in sections if isinstance(s, Mapping)]
     named = {name for _, section in given for name in _named(section)} | _named(dataset)
     for source, section in given:
-        given = section.get("per_dataset")
-        for name in given if isinstance(given, Mapping) else ():
+        keys = section.get("per_dataset")
+        for name in keys if isinstance(keys, Mapping) else ():
             if name not in named:
                 key = f"dataset.per_dataset.{name}"
                 raise RecipeError(
