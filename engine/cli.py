@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from engine.commands.arguments import COMMANDS, build_parser
-from engine.did_you_mean import nearest
+from engine.did_you_mean import closest, nearest
 from engine.machine import entry
 from engine.machine.terminal import announce
 
@@ -49,7 +49,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         return build_parser()[0].parse_args(words)
     command = build_parser([name])[1][name]
     rest, overrides = _split(command, words[1:])
-    arguments = command.parse_intermixed_args(rest)
+    arguments, unknown = command.parse_known_intermixed_args(rest)
+    if unknown:
+        hint = _instead(command, unknown[0], hasattr(arguments, "overrides"))
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if overrides and not hasattr(arguments, "overrides"):
         command.error(f"unrecognized arguments: {' '.join(overrides)}")
     if given := [*getattr(arguments, "overrides", ()), *overrides]:
@@ -57,6 +60,23 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
         arguments.overrides = list(map(of_word, given))
     return arguments
+
+
+def _instead(command: argparse.ArgumentParser, word: str, has_settings: bool) -> str:
+    """The options, and settings if the command has these, that an unknown option may mean."""
+    from engine.recipe.effects import values_of
+    from engine.recipe.overrides import flat
+    from engine.recipe.schema import Affects, Recipe
+
+    option = word.partition("=")[0]
+    options = command._option_string_actions
+    meant = [name for name in options if name.startswith(option)]
+    meant = meant or [*filter(None, [closest(option, options, 0.8)])]
+    name = option.strip("-").replace("-", "_")
+    if has_settings:
+        keys = flat(values_of(Recipe(), set(Affects)))
+        meant += [f"{key}=VALUE" for key in keys if key.rpartition(".")[2] == name]
+    return f"; did you mean {' or '.join(meant[:3])}?" if meant else ""
 
 
 def _split(command: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:

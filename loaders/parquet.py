@@ -20,7 +20,7 @@ LABELS = ("label", "labels", "cls", "wnid")  # label columns to try if no featur
 MOST_BYTES = 1 << 32  # per row group, uncompressed; usual groups have 100 or 1000 images
 # Images are compressed already; a column of more bytes that shrank further is no column of images.
 MOST_SHRUNK, SMALL = 200, 1 << 26
-LONGEST = 4096  # bytes of a text that many rows may repeat
+MOST_TEXT = 1 << 28  # bytes of a column's texts in a row group or a batch, repeated as in its rows
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
@@ -105,29 +105,23 @@ def images(
     if pa.types.is_struct(of := schema.field(image).type) and of.get_field_index("path") >= 0:
         kinds.append(of.field("path").type)
     # A text that a file stores once is in memory once, until its size is known.
-    texts = [name for name, kind in zip(wanted, kinds, strict=False) if _is_text(kind)]
+    texts = [name for name, kind in zip(wanted, kinds, strict=False) if is_text(kind)]
     if any(pa.types.is_nested(kind) for kind in kinds):
         raise ValueError(f"{path}: {', '.join(wanted)} must be numbers or texts")
     file = _open(path, texts)
     number = 0
     for group in range(file.metadata.num_row_groups):
-        found = file.metadata.row_group(group)
-        size = found.total_byte_size
-        if not 0 <= size <= MOST_BYTES or _is_bomb(found):
-            raise ValueError(
-                f"{path}: row group {group} (row {number}) has {size:,} bytes, too many"
-            )
         try:
             table = file.read_row_group(group, columns=wanted[: len(kinds)], use_threads=False)
-            values = [_bounded(table.column(name)).to_pylist() for name in columns]
+            of_columns = [values(table.column(name), name) for name in columns]
             stored = []
             if image in table.column_names:
                 paths = pc.call_function("struct_field", [table.column(image)], _PATH)
-                stored = _bounded(paths).to_pylist()
+                stored = values(paths, f"{image}.path")
         except ERRORS as error:
             raise ValueError(f"{path} is damaged at row {number} or after ({error})") from error
-        names = stored or [""] * found.num_rows
-        for row, (name, *of_row) in enumerate(zip(names, *values, strict=True)):
+        names = stored or [""] * len(table)
+        for row, (name, *of_row) in enumerate(zip(names, *of_columns, strict=True)):
             yield ParquetRow(str(path), group, row, image, number), str(name or ""), of_row
             number += 1
 
@@ -162,28 +156,47 @@ _PATH = pc.StructFieldOptions(["path"])
 
 
 def _checked(path: Path) -> pq.ParquetFile:
-    """A file without two columns of one name, or more rows than bytes."""
+    """A file without two columns of one name, of which `check_size` holds."""
     file = _open(path)
     names = file.schema_arrow.names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has two columns named {', '.join(twice)}; rename one")
-    if file.metadata.num_rows > (size := path.stat().st_size):
-        raise ValueError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes: no images")
+    check_size(path, file.metadata)
     return file
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column's values are texts."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _bounded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column. Raises ValueError if its texts are far larger repeated than stored once."""
-    for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+def values(column: pa.ChunkedArray, name: str) -> list[Any]:
+    """The values of a column, whose texts are read as a dictionary: each is in memory once.
+
+    Raises ValueError, naming the column, if the texts are longer than `MOST_TEXT` together.
+    """
+    found: list[Any] = []
+    for chunk in column.chunks:
+        if not pa.types.is_dictionary(chunk.type):
+            found += chunk.to_pylist()
+            continue
         lengths = pc.call_function("binary_length", [chunk.dictionary])
-        longest = pc.call_function("max", [lengths]).as_py() or 0
-        if longest * len(chunk) > SMALL and longest > LONGEST:
-            raise ValueError(f"a text of {longest:,} bytes in {len(chunk):,} rows")
-    return column
+        repeated = pc.call_function("take", [lengths.cast(pa.int64()), chunk.indices])
+        if (size := pc.call_function("sum", [repeated]).as_py() or 0) > MOST_TEXT:
+            raise ValueError(f"{name} has texts of {size:,} bytes in {len(chunk):,} rows")
+        texts = chunk.dictionary.to_pylist()
+        found += [None if k is None else texts[k] for k in chunk.indices.to_pylist()]
+    return found
+
+
+def check_size(path: Path, metadata: pq.FileMetaData) -> None:
+    """Raise ValueError for more rows than bytes, and a row group that is or becomes too large."""
+    if metadata.num_rows > (size := path.stat().st_size):
+        raise ValueError(f"{path} has {metadata.num_rows:,} rows in {size:,} bytes: no images")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if not 0 <= (size := group.total_byte_size) <= MOST_BYTES or _is_bomb(group):
+            raise ValueError(f"{path}: row group {number} has {size:,} bytes, too many")
 
 
 def _is_bomb(group: pq.RowGroupMetaData) -> bool:

@@ -277,6 +277,8 @@ def _rows(
     given: values of columns that all rows share.
     """
     of_file = [name for name in names if name not in given]
+    if not table.exists():
+        raise ValueError(f"there is no file {table.absolute()}: correct its path in the recipe")
     try:
         for number, values in read(table, of_file):
             if given:
@@ -318,11 +320,18 @@ def of_csv(table: Path, names: Sequence[str]) -> Iterator[Row]:
 
 
 def _of_parquet(table: Path, names: Sequence[str]) -> Iterator[Row]:
-    with open_regular(table) as opened, pq.ParquetFile(opened) as file:
-        _check_columns(table, file.schema_arrow.names, names)
-        number = 0
+    with open_regular(table) as opened:
+        schema = pq.read_schema(opened)
+        _check_columns(table, schema.names, names)
+        for name in names:
+            if pa.types.is_nested(kind := schema.field(name).type) or pa.types.is_binary(kind):
+                raise ValueError(f"{table}: {name} is {kind}: write texts or numbers")
+        texts = [name for name in names if parquet.is_text(schema.field(name).type)]
+        file, number = pq.ParquetFile(opened, read_dictionary=texts), 0
+        parquet.check_size(table, file.metadata)
         for batch in file.iter_batches(columns=list(names)):
-            columns = (batch.column(name).to_pylist() for name in names)
+            rows = pa.Table.from_batches([batch])
+            columns = (parquet.values(rows[name], f"{table}: {name}") for name in names)
             for values in zip(*columns, strict=True):
                 number += 1
                 yield number, _texts(table, number, names, values)

@@ -10,7 +10,7 @@ from typing import Any
 from engine.campaigns.plan import SEED, Column
 from engine.errors import RecipeError
 from engine.measures.rows import TRIAL, Scalar, Setting, trained_sets
-from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, REPLICATES, TRIALS, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, REPLICATES, TRIALS, VARY
 from engine.recipe.checks import union_name
 from engine.recipe.effects import effect_of
 from engine.recipe.grid_keys import GridKeys
@@ -96,15 +96,7 @@ def _replicates(
 def _downstreams(grid: GridKeys, dataset: DatasetRecipe) -> list[str]:
     """The names of the datasets and unions that columns train on."""
     key = f"{grid.source(DOWNSTREAMS)}: {DOWNSTREAMS}"
-    trainable = [name for name in dataset.sets if name in dataset.trainable]
-    unions = [[name] for name in trainable]
-    if grid.downstreams == LEAVE_ONE_OUT:
-        rest = ([name for name in trainable if name != left_out] for left_out in dataset.sets)
-        # Those that leave out datasets on which no model may be trained are equal.
-        unions = [[*names] for names in dict.fromkeys(map(tuple, rest)) if names]
-    elif grid.downstreams is not None:
-        unions = grid.downstreams
-    downstreams = [union_name(key, names, dataset) for names in unions]
+    downstreams = [union_name(key, names, dataset) for names in grid.trained_on(dataset)]
     for name in downstreams:
         if downstreams.count(name) > 1:
             raise RecipeError(f"{key} names {name} twice")

@@ -23,6 +23,7 @@ from engine.machine import entry
 
 FOLDER = "events"  # next to a plan
 LONGEST = 300  # characters of an error
+MOST = 8 << 20  # bytes of the events of a job
 _END = ".jsonl"
 
 
@@ -94,9 +95,10 @@ def append_event(place: PlanFolder, job: str, event: Event) -> None:
 
 
 def read_events(place: PlanFolder, job: str) -> Iterator[Event]:
-    """The events of a job, in order. Raises DamagedFile for a link, or what is not a file."""
+    """The events of a job, in order. Raises DamagedFile for a link, what is not a file, and more
+    than `MOST` bytes."""
     try:
-        lines = place.root.read(_name(job)).split(b"\n")
+        lines = place.root.read(_name(job), MOST).split(b"\n")
     except FileNotFoundError:
         return
     for line in lines:

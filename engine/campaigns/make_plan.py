@@ -51,12 +51,6 @@ def make_plan(name: str, overrides: Sequence[Override], cores: int = 1) -> Plan:
     if twice := sorted(title for title, variant in names if names.count((title, variant)) > 1):
         raise RecipeError(f"two rows have the title {twice[0]!r}: give one of them another `title`")
     columns = columns_of(grid, cells)
-    has_upstream = shared.dataset.upstream is not None  # else each column has a pretrained model
-    if has_upstream and shared.dataset.holdout and shared.evaluate.split != "holdout":
-        raise RecipeError(
-            f"dataset.holdout={shared.dataset.holdout:g}: a campaign evaluates all cells on the "
-            "same images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
-        )
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.param_grid) if is_sweep else []
     everything = [cell.recipe for row in rows.values() for cell in row.all()]

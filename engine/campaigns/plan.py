@@ -287,8 +287,7 @@ def read_plan(place: PlanFolder) -> Plan:
 
     Raises DamagedFile if the file is damaged, FileNotFoundError if it is missing.
     """
-    remedy = "run `rib campaign` again, which writes it anew"
-    path = place.plan
+    path, remedy = place.plan, place.remedy
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
     values = typed_json.read_unaltered(path, remedy, place.root)

@@ -69,6 +69,11 @@ class PlanFolder:
         return self.campaign / REPORT
 
     @property
+    def remedy(self) -> str:
+        """What brings a damaged file back."""
+        return "run `rib campaign` again with the same arguments"
+
+    @property
     def store_root(self) -> Root:
         return Root(self.runs).below(self.store)
 
@@ -101,6 +106,10 @@ class PublishedFolder(PlanFolder):
     @property
     def store(self) -> Path:
         return self.path
+
+    @property
+    def remedy(self) -> str:
+        return "get another copy of the folder"
 
 
 def in_campaign(folder: Path) -> list[PlanFolder]:

@@ -25,8 +25,6 @@ from loaders.files.typed_json import DamagedFile
 if TYPE_CHECKING:
     from engine.measures.predictions import Ensemble
 
-AS_BEFORE = "with the same arguments"
-
 
 @dataclass(frozen=True)
 class MissingColumn:
@@ -166,11 +164,11 @@ def checked_file(place: PlanFolder, name: str, sha256: str | None) -> Path:
     """The path of a file of the store. Raises DamagedFile if it is missing or has another hash."""
     path = place.store / name
     if not place.store_root.has(name):
-        raise DamagedFile(f"{path} is missing: run `rib campaign` again, {AS_BEFORE}")
+        raise DamagedFile(f"{path} is missing: {place.remedy}")
     if hash_once(path) != sha256:
         raise DamagedFile(
-            f"{path} was changed since the campaign evaluated it: delete {path.parent} and run "
-            f"`rib campaign` again, {AS_BEFORE}"
+            f"{path} was changed since the campaign evaluated it: delete {path.parent} and "
+            f"{place.remedy}"
         )
     return path
 
@@ -186,6 +184,6 @@ def read_record(place: PlanFolder) -> FinishedCampaign:
 
     Raises DamagedFile if it was altered, FileNotFoundError if it is missing.
     """
-    remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
+    remedy = f"delete it and {place.remedy}"
     values = one_line(typed_json.read_unaltered(place.record, remedy, place.root))
     return FinishedCampaign(typed_json.convert(values, Record, place.record, remedy), place)

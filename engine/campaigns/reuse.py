@@ -51,12 +51,14 @@ def parts_of(plan: Plan) -> dict[str, Part]:
 def _shares_cells(plan: Plan, other: Plan) -> bool:
     """Whether equal rows of both plans have equal evaluations in equal columns.
 
-    The preparation depends on all datasets that are read, and snapshots on all downstream ones.
+    The preparation depends on all datasets that are read, snapshots on all downstream ones, and
+    the images that are scored on all that a campaign trains on.
     """
     follows = any(row.recipe.train.snapshots for row in plan.rows.values())
     return (
         other.device == plan.device
         and other.needed == plan.needed
+        and {*other.recipe.trained_on} == {*plan.recipe.trained_on}
         and (not follows or other.downstreams == plan.downstreams)
     )
 

@@ -92,7 +92,7 @@ def verify(run: Builder, tolerance: float = TOLERANCE) -> list[AccuracyCheck]:
     if not names:
         raise ValueError(
             f"no dataset of {recipe.dataset.name} is encoded for {recipe.model.name} in "
-            f"{recipe.runs}: run rib encode SET --images DIR --model MODEL first"
+            f"{recipe.runs}: run rib encode SET --images DIR --model {recipe.model.name} first"
         )
     of_timm = timms(recipe.model)
     checks = []

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine.campaigns import job_states, reuse, sites
+from engine.campaigns import job_states, reuse, seal, sites
 from engine.campaigns.events import Ended, Queued, append_event
 from engine.campaigns.job_states import DONE, FINISHED, RUNNING, JobReader, JobState
 from engine.campaigns.parts import Part, write_part
@@ -183,7 +183,8 @@ def locked(place: PlanFolder) -> Iterator[None]:
 
 
 def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
-    """Print the jobs that would run, without running user code or writing files."""
+    """Print the jobs that would run, or those of a finished campaign, without running user code or
+    writing files."""
     begun, found = not job_states.is_done(plan.place, REPORT), _found(plan)
     names = [
         job
@@ -194,7 +195,8 @@ def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
     stages = {job: stage_of(job) for job in names}
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
     plural = "s" * (len(names) != 1)
-    print(f"{plan.place.campaign.name}: {len(names)} job{plural} would run", *lines, sep="\n  ")
+    would = ", all done" if seal.finished(plan) else " would run"
+    print(f"{plan.place.campaign.name}: {len(names)} job{plural}{would}", *lines, sep="\n  ")
     if {TRAIN, COLUMN} & set(stages.values()):
         print(f"a column trains {', '.join(plan.methods)}")
 

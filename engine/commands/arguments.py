@@ -26,6 +26,8 @@ CLASS_NAMES = "class names in the order of the head's outputs, one per line"
 FEWEST = 12  # images per dataset of a smoke run: enough for two classes
 MOST_ALPHAS = 1000  # in a range; each is a model in memory
 DECIMALS = 6  # of an alpha in tables
+MERGES = ("soup", "greedy_soup", "wise_ft", "wise_ft_tuned", "ties", "task_arithmetic", "lines",
+          "model_stock", "mono_soup", "iso_c")  # fmt: skip
 MASKS = ("none", "present", "benchmark")
 SWEEP = """\
 Train one method of a campaign with every combination of values, on every downstream dataset.
@@ -154,7 +156,17 @@ def above_0(text: str) -> float:
 def existing_folder(text: str) -> Path:
     """A folder that exists."""
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+        raise argparse.ArgumentTypeError(f"there is no folder {Path(text).absolute()}")
+    return Path(text)
+
+
+def runs_folder(text: str) -> Path:
+    """A folder of results, which is in the folder where campaigns ran."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"there is no folder {Path(text).absolute()}: change to the folder where the campaigns "
+            "ran, or name their folder of results"
+        )
     return Path(text)
 
 
@@ -190,6 +202,16 @@ def named_images(word: str) -> tuple[str, Path]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return name, existing_images(folder)
+
+
+def merge_method(text: str) -> str:
+    """A method, or a path."""
+    from engine.did_you_mean import nearest
+    from engine.recipe.catalogue import is_path, names
+
+    if not is_path(text) and text not in names("methods"):
+        raise argparse.ArgumentTypeError(f"there is no method {text!r}{nearest(text, MERGES)}")
+    return text
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -230,7 +252,7 @@ def _settings(parser: Parser, help: str = SETTING, metavar: str = "key=value") -
     parser.add_argument("overrides", nargs="*", default=[], metavar=metavar, help=help)
 
 
-def _runs(parser: Parser, kind: Callable[[str], Path] = existing_folder) -> None:
+def _runs(parser: Parser, kind: Callable[[str], Path] = runs_folder) -> None:
     parser.add_argument(
         "runs", nargs="?", type=kind, default="runs", help="folder of results (default: runs)"
     )
@@ -398,7 +420,7 @@ def download(parser: Parser) -> None:
     add = parser.add_argument
     add("sets", nargs="*", metavar="SET", help="dataset, such as imagenet_v2, or all")
     add("--to", type=Path, metavar="DIR", help="folder for all datasets")
-    add("--from", type=Path, metavar="DIR", dest="local",
+    add("--from", type=existing_folder, metavar="DIR", dest="local",
         help="folder with files that you have already (default: none)")  # fmt: skip
     add("--accept", action="store_true", help="accept the datasets' terms (default: ask)")
     add("--models", nargs="+", metavar="MODEL", default=[],
@@ -477,9 +499,7 @@ def evaluate(parser: Parser) -> None:
          imports_torch=True)  # fmt: skip
 def merge(parser: Parser) -> None:
     add = parser.add_argument
-    add("method",
-        help="soup, greedy_soup, wise_ft, wise_ft_tuned, ties, task_arithmetic, lines, "
-        "model_stock, mono_soup, iso_c, or your YAML file")  # fmt: skip
+    add("method", type=merge_method, help=f"{', '.join(MERGES)}, or your YAML file")
     add("models", nargs="+", type=existing_path, metavar="FILE", help=CHECKPOINTS)
     _settings(parser, "setting, such as method.alpha=0.3")
     add("--base", type=existing_path, metavar="FILE",

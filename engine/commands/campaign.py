@@ -92,8 +92,7 @@ def complete(
     for remark in [*_remarks(missing), *_of_earlier_work(plans, missing, options)]:
         print(f"note: {remark}", file=sys.stderr)
     if dry_run:
-        if missing:
-            workflow.run(missing, options, dry_run=True)
+        workflow.run(list(plans), options, dry_run=True)
         if faults:
             raise CampaignError("; ".join(faults))
         return None
@@ -155,6 +154,7 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
     A grid can take days and opens a dataset only when it needs it, so all are checked first.
     """
     faults: dict[str, None] = {}
+    alike: dict[str, dict[str, str]] = {}  # by remedy: what is wrong, by dataset
     commands: dict[frozenset[Path], str] = {}  # models with the same transform share packs
     for plan, overrides in plans.items():
         resolved = plan.recipe
@@ -176,7 +176,8 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
                     if not packs.is_encoded(of_size, each) and read[each].needs_command():
                         missing.append(each)
                 except ValueError as error:
-                    faults[str(error)] = None
+                    remedy = str(error).rpartition(": ")[2]
+                    alike.setdefault(remedy, {}).setdefault(each, str(error))
             places = (packs.pack_folder(of_size, each) for each in missing)
             if missing:
                 command = _encode_command(resolved, model_of(name), overrides)
@@ -185,6 +186,10 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
                     command += f" model.image_size={size} model.crop={of_size.model.crop:g}"
                 command += f"   (SET: {', '.join(missing)})"
                 commands.setdefault(frozenset(places), command)
+    for of_sets in alike.values():
+        texts = list(dict.fromkeys(of_sets.values()))
+        others = f" (in the same way: {', '.join(list(of_sets)[1:])})" if len(texts) > 1 else ""
+        faults[texts[0] + others] = None
     if commands:
         text = "some datasets are not encoded yet; run, for each SET"
         faults["\n  ".join([text, *commands.values()])] = None

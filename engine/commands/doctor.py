@@ -148,6 +148,7 @@ def torch(facts: Mapping[str, Any]) -> Diagnosis:
 def package(name: str, code: str, cure: str, *, needed: bool = False) -> Diagnosis:
     """Check a package by running the code that imports what we use of it."""
     if importlib.util.find_spec(name) is None:
+        cure = cure.removeprefix(f"pip uninstall {name}; ")  # another project's package
         return Diagnosis(MISSING, "not installed", cure, needed)
     try:
         imported(code)

@@ -31,7 +31,7 @@ AMONG = {
 }
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sets: dict[str, Path] = {}
     for name, place in arguments.sets:
@@ -41,10 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--sets NAME={place}"
             )
         sets[name] = place
+    left_out: dict[Path, str] = {}
     if arguments.campaign:
         rows, text, files = _campaign(arguments, sets)
     else:
-        rows, text, files = _models(arguments, sets)
+        rows, text, files = _models(arguments, sets, left_out)
     if ranks.rank() == 0:
         table = pandas.DataFrame(map(dataclasses.asdict, rows))
         for file, of_file in table.groupby(table["evaluated_on"].map(files), sort=False):
@@ -53,13 +54,18 @@ def run(arguments: argparse.Namespace) -> None:
         print(text)
         for file in dict.fromkeys(files.values()):
             print(f"\ntable  {file.resolve()}")
+        if left_out:
+            reasons = "\n".join(left_out.values())
+            print(f"\nnot evaluated: {len(left_out)} of {len(arguments.models)}\n{reasons}")
     ranks.stop()
+    return int(bool(left_out))
 
 
 def _models(
-    arguments: argparse.Namespace, sets: Mapping[str, Path]
+    arguments: argparse.Namespace, sets: Mapping[str, Path], left_out: dict[Path, str]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
-    """The rows, their text for the terminal, and the file of each dataset's rows."""
+    """The rows, their text for the terminal, and the file of each dataset's rows. left_out: as in
+    `user_models.cells_of`."""
     file = arguments.out or Path("accuracy.csv")
     refuse_overwriting(file, arguments.force, is_folder=False)
     resolved, models, classes = user_models.described(
@@ -79,6 +85,7 @@ def _models(
             alphas=arguments.alphas,
             mask=arguments.mask,
             intervals=arguments.intervals,
+            left_out=left_out,
         )
     mixed = f"(1 - alpha) {models[0]} + alpha {models[-1]}, {resolved.model.arch}\n"
     unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""

@@ -13,14 +13,13 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.campaigns import record
 from engine.campaigns.plan import RESULTS, Plan
@@ -38,15 +37,15 @@ from engine.report.results import Results, of_campaign
 from loaders.files import typed_json
 from loaders.files.durable import file_hash
 from loaders.files.names import is_name, one_line
-from loaders.files.root import READABLE, Root
+from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 from loaders.pack import MANIFEST, Pack
 
 UNCHECKED = (CARD, ".gitattributes")  # which the Hub and its users write
 HIDDEN = (".git", ".cache")  # folders of git and of the Hub's client, which are not read
-MOST_FILES, MOST_IMAGES = 100_000, 10_000_000  # in a folder; in a file
-MOST_COLUMNS = 100
-MOST_DECODED = 1 << 31  # bytes of a file's predictions in memory
+MOST_FILES, MOST_IMAGES = 100_000, predictions.MOST_ROWS  # in a folder; of a dataset
+MOST_SUMS = 32 << 20  # bytes of the checksums
+MOST_COLUMNS = 100  # of the images, besides the known ones
 LONGEST, DEEPEST = 4096, 50  # characters of a text; levels of JSON
 MOST_GROUPS = 1000  # of the images, by a further column
 PICTURES = ("contact_sheet", "thumbnails")  # of a record, which have no bound
@@ -54,7 +53,6 @@ TOLERANCE = 1e-3  # of a number, in its unit: other processors draw and round sl
 MOST_SHOWN = 10  # differences of a file
 MOST_PROBLEMS, LONGEST_PROBLEM = 100, 500  # that are shown, and their characters
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-TEXTS = ("source", "group", *(field.name for field in KEYS if field.type == pa.string()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,22 +82,22 @@ def audit(folder: Path, runs: Path) -> Audit:
     images: dict[str, str] = {}
     results = None
     try:
-        problems += _of_files(root)
+        problems += itertools.islice(_of_files(root), MOST_PROBLEMS + 1)
         if not problems:
             problems += _of_texts(root)
         if not problems:
             run = record.read_record(PublishedFolder(root.path))
             problems += _of_claims(run.record, run.plan)
         if not problems:
-            problems += _of_predictions(run)
+            problems += itertools.islice(_of_predictions(run), MOST_PROBLEMS + 1)
         if not problems:
             problems += _of_images(run, runs, images)
             results = of_campaign(without_distances(run))
             problems += _of_numbers(root, results)
     except (ValueError, OSError, msgspec.MsgspecError, pa.ArrowException) as error:
         problems.append(str(error).removeprefix(f"{folder}/"))
-    if (more := len(problems) - MOST_PROBLEMS) > 0:
-        problems[MOST_PROBLEMS:] = [f"{CHECKSUMS}: and {more:,} more problems"]
+    if len(problems) > MOST_PROBLEMS:
+        problems[MOST_PROBLEMS:] = [f"{CHECKSUMS}: and more problems"]
     shown = (one_line(each) for each in problems)
     problems = [f"{of[:LONGEST_PROBLEM]}{' ...' * (len(of) > LONGEST_PROBLEM)}" for of in shown]
     return Audit(folder, problems, images, None if problems else results)
@@ -117,7 +115,7 @@ def _of_files(root: Root) -> Iterator[str]:
             yield f"{name}: more than {MOST_FILES:,} files"
             return
     sums: dict[str, str] = {}
-    for line in root.read(CHECKSUMS).decode("utf-8", "replace").splitlines():
+    for line in root.read(CHECKSUMS, MOST_SUMS).decode("utf-8", "replace").splitlines():
         found = _LINE.fullmatch(line)
         name = found[2] if found else ""
         if not found or not all(map(is_name, name.split("/"))) or name in sums:
@@ -243,48 +241,29 @@ def _of_predictions(run: FinishedCampaign) -> Iterator[str]:
         name = row.path.as_posix()
         path = root.file(name)
         try:
-            problem = _of_sizes(path) or _of_table(path, row, given, classes)
+            table = predictions.read_predictions(path)
+            problem = _of_further(table) or _of_table(path, table, row, given, classes)
         except (ValueError, OSError, pa.ArrowException) as error:
-            problem = str(error).removeprefix(f"{path}: ")
+            problem = re.sub(rf"^{re.escape(str(path))}:? |: evaluate again$", "", str(error))
         if problem:
             yield f"{name}: {problem}"
 
 
-def _of_sizes(path: Path) -> str:
-    """Why a Parquet file cannot be read safely, or empty. Reads no column whole but texts."""
-    columns = pq.read_schema(path).names
-    of_text = [name for name in columns if name in TEXTS or predictions.is_further(name)]
-    file = pq.ParquetFile(path, read_dictionary=of_text)
-    meta = file.metadata
-    groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
-    parts = [group.column(k) for group in groups for k in range(group.num_columns)]
-    size = sum(part.total_uncompressed_size for part in parts)
-    most = max((part.num_values for part in parts), default=0)
-    if path.stat().st_size > READABLE or size > MOST_DECODED or most > MOST_IMAGES * 100:
-        return f"{size:,} bytes are too many"
-    if meta.num_rows > MOST_IMAGES or sum(group.num_rows for group in groups) != meta.num_rows:
-        return f"{meta.num_rows:,} rows are too many"
-    if len({*columns}) < len(columns):
-        return "two columns have the same name"
-    if len(columns) > MOST_COLUMNS or max(map(len, columns)) > LONGEST:
-        return f"{len(columns)} columns, with names of up to {max(map(len, columns)):,} characters"
-    total = 0
-    for name in of_text:
-        chunks = file.read([name], use_threads=False)[name].chunks
-        texts = [each for chunk in chunks for each in chunk.dictionary.to_pylist() if each]
-        longest = max(map(len, texts), default=0)
-        total += longest * meta.num_rows
-        if longest > LONGEST or total > MOST_DECODED:
-            return f"a {name} of {longest:,} characters"
-        if predictions.is_further(name) and len({*texts}) > MOST_GROUPS:
-            return f"{name} has {len({*texts}):,} groups"
+def _of_further(table: pa.Table) -> str:
+    """Why a page cannot show the images' further columns, or empty."""
+    further = [name for name in table.column_names if predictions.is_further(name)]
+    longest = max(map(len, further), default=0)
+    if len(further) > MOST_COLUMNS or longest > LONGEST:
+        return f"{len(further)} further columns, with names of up to {longest:,} characters"
+    for name in further:
+        if (count := len(table[name].unique())) > MOST_GROUPS:
+            return f"{name} has {count:,} groups"
     return ""
 
 
-def _of_table(path: Path, row: Evaluation, given: Record, classes: float) -> str:
+def _of_table(path: Path, table: pa.Table, row: Evaluation, given: Record, classes: float) -> str:
     """What contradicts itself in an evaluation's predictions, or empty."""
-    table = predictions.read_predictions(path)
-    keys = pq.read_table(path, columns=KEYS.names, use_threads=False)
+    keys = predictions.read_columns(path, KEYS)
     for name, value in keys_of(row).items():
         if (found := keys[name].unique().to_pylist()) != [value]:
             return f"{name} is {', '.join(map(str, found[:3]))}; {RECORD} says {value}"
@@ -310,28 +289,33 @@ def _of_table(path: Path, row: Evaluation, given: Record, classes: float) -> str
 def _of_images(run: FinishedCampaign, runs: Path, how: dict[str, str]) -> Iterator[str]:
     """Images that differ from those of a pack, or from a known count.
 
-    All evaluations of a dataset have the images of its first: this is checked with the numbers.
+    All evaluations of a dataset have the images of its first, and those of models that trained on
+    it of the first of these: this is checked with the numbers.
     """
-    dataset, given = run.plan.recipe.dataset, run.record
+    shared, given = run.plan.recipe, run.record
     outputs: dict[str, int] = {}  # of the head, by class name
     named = list(zip(given.evaluations, run.evaluations, strict=True))
-    for name in dataset.evaluated_sets:
+    for name in shared.dataset.evaluated_sets:
         of_set = [(row, found.path) for row, found in named if row.evaluated_on == name]
-        first = next(pair for pair in of_set if pair[0].role == TEST)
+        tests = [pair for pair in of_set if pair[0].role == TEST]
+        firsts = {row.on_downstream: (row, path) for row, path in reversed(tests)}
         seen = [pair for pair in of_set if pair[0].role == SEEN]
         pack = _pack(runs, name, _fingerprints(given)[name])
-        count = min(kind_of(dataset, name).expected_images() or 0, MOST_IMAGES)
+        count = min(kind_of(shared.dataset, name).expected_images() or 0, MOST_IMAGES)
         how[name] = "as in packs" if pack else "counted" if count else "not checked"
-        for row, path in (first, *seen):
-            file, table, is_seen = row.path, predictions.read_predictions(path), row.role == SEEN
+        for row, path in (*firsts.values(), *seen):
+            recipe = replace(shared, downstream=row.downstream or run.plan.columns[0].downstream)
+            split = "train" if row.role == SEEN else recipe.split_of(name)
+            file, table = row.path, predictions.read_predictions(path)
             index, whole = table["index"].to_numpy(), np.arange(len(pack) if pack else count)
             if pack is not None:
-                _, train, held_out = splits.of_pack(pack, kinds.of_set(dataset, name))
-                positions = train if is_seen else held_out if len(held_out) else whole
+                _, train, held_out = splits.of_pack(pack, kinds.of_set(recipe.dataset, name))
+                positions = {"train": train, "holdout": held_out}.get(split, whole)
+                positions = positions if len(held_out) else whole
                 yield from (f"{file}: {each}" for each in _unlike(table, pack, positions, outputs))
             elif count:
-                is_part = dataset.holdout or is_seen
-                if not (np.isin(index, whole).all() if is_part else np.array_equal(index, whole)):
+                is_whole = np.array_equal(index, whole)
+                if not (is_whole if split == "all" else np.isin(index, whole).all()):
                     yield f"{file}: {len(index):,} images, but {name} has {count:,}"
 
 
@@ -396,6 +380,9 @@ def _of_numbers(root: Root, results: Results) -> Iterator[str]:
 
 def _differences(name: str, claimed: bytes, computed: bytes) -> Iterator[str]:
     if claimed == computed:
+        return
+    if len(claimed) > 2 * len(computed) + 1000:
+        yield f"{len(claimed):,} bytes, computed {len(computed):,}"
         return
     pair = (
         msgspec.to_builtins(results_file.read_results(of))

@@ -98,7 +98,7 @@ def card_of_campaign(
         facts=list(_facts(campaign, row, recipe)),
         without="the campaign had no report: run `rib report`",
         smoke_run=f"T{SMOKE_RUN.format(record.limit)[1:]}." if record.limit else "",
-        images="images held out of training" if record.holdout else "all images",
+        images="images that it was not trained on" if record.holdout else "all images",
         accuracies=[] if results is None else list(_accuracies(results, of_row, row)),
         sentences=[] if results is None else list(_sentences(results, of_row)),
         terms=list(_terms(campaign, recipe)),

@@ -7,6 +7,7 @@ pack, so commands reuse earlier predictions.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from engine.data.kinds import folder
 from engine.data.masks import outputs_of, to_head
 from engine.data.packs import pack_of
 from engine.data.sets import class_texts
-from engine.errors import RecipeError
+from engine.errors import OtherRankError, RecipeError
 from engine.evaluation import accuracies
 from engine.evaluation.accuracies import EvaluatedModel, OnSet
 from engine.machine import ranks
@@ -45,6 +46,7 @@ from engine.store.artifacts import STORE, Store
 from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
+log = logging.getLogger(__name__)
 KEYS = (  # keys that affect the evaluation of checkpoints, in addition to `model.KEY`
     *("runs", "loader", "device", "threads"),
     *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
@@ -162,12 +164,14 @@ def evaluate(
     alphas: Sequence[float] | None = None,
     mask: str = "none",
     intervals: bool = False,
+    left_out: dict[Path, str] | None = None,
 ) -> list[OnSet]:
     """Accuracy of every model on every dataset; with alphas, of (1 - alpha) first + alpha second.
 
     sets: folders of <class>/<image>, or packs, by name; classes are matched with the head's by
     name. classes: the head's in order; None for ImageNet-1K's. A model of open_clip without a head
-    gets its zero-shot head for them. mask: as in `Sets`.
+    gets its zero-shot head for them. mask: as in `Sets`. left_out: as in `cells_of`, without
+    alphas.
 
     Raises ValueError, naming the file or folder, for checkpoints of another architecture, without a
     head or with other classes; for datasets that changed since they were packed or have classes
@@ -177,7 +181,9 @@ def evaluate(
         raise ValueError(f"--alphas requires exactly 2 models, not {len(files)}")
     store = Store(Path(resolved.runs) / STORE, resolved.generation)
     packs = {name: pack_at(resolved, place) for name, place in sets.items()}
-    cells, head = cells_of(resolved, store, files, classes, packs.values())
+    if alphas is not None:
+        left_out = None
+    cells, head = cells_of(resolved, store, files, classes, packs.values(), left_out)
     names = {file: cell.name for file, cell in cells.items()}
     compared = [EvaluatedModel.named(str(file), {name: 1.0}) for file, name in names.items()]
     if alphas is not None:
@@ -213,22 +219,42 @@ def cells_of(
     files: Sequence[Path],
     classes: Sequence[str] | None,
     packs: Iterable[Pack] = (),
+    left_out: dict[Path, str] | None = None,
 ) -> tuple[dict[Path, Cell], tuple[str, ...]]:
     """Checkpoints as artefacts, by file, and the classes of their heads, in order.
 
-    classes: as given by the user. packs: datasets whose classes the heads must have. Raises
-    ValueError as `cell_of` and `head_of`, and for equal weights. All but the equality is checked
-    before a text tower makes a head, which takes long.
+    classes: as given by the user. packs: datasets whose classes the heads must have. left_out:
+    where to write why files cannot be read or do not fit the architecture, while another can; None
+    to raise the error. Raises ValueError as `cell_of` and `head_of`, for a missing file, and for
+    equal weights. All but the equality is checked before a text tower makes a head, which takes
+    long.
     """
-    has_head = {file: not _lacks_head(resolved.model, file) for file in files}
-    made = {file: cell_of(resolved, store, file) for file in files if has_head[file]}
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(f"checkpoint {missing[0]} does not exist")
+    made: dict[Path, Cell] = {}
+    headless, faults = [], dict[Path, Exception]()
+    for file in files:
+        try:
+            if _lacks_head(resolved.model, file):
+                headless.append(file)
+            else:
+                made[file] = cell_of(resolved, store, file)
+        except (ValueError, OSError, OtherRankError) as error:
+            faults[file] = error
+            if left_out is None:
+                raise
+            log.warning("%s; it is left out", error)
+    if faults and not (made or headless):
+        raise next(iter(faults.values()))
     head = head_of(resolved.model, made, classes)
     for pack in packs:
         to_head(pack, outputs_of(pack, head), head, "present")
-    made |= {file: cell_of(resolved, store, file, head) for file in files if not has_head[file]}
-    if len({cell.name for cell in made.values()}) < len(files):
-        raise ValueError(f"two of {', '.join(map(str, files))} contain the same weights")
-    return {file: made[file] for file in files}, head
+    made |= {file: cell_of(resolved, store, file, head) for file in headless}
+    if len({cell.name for cell in made.values()}) < len(made):
+        raise ValueError(f"two of {', '.join(map(str, made))} contain the same weights")
+    if left_out is not None:
+        left_out |= {file: str(error) for file, error in faults.items()}
+    return {file: made[file] for file in files if file in made}, head
 
 
 def head_of(
@@ -291,17 +317,24 @@ def _lacks_head(model: ModelRecipe, file: Path) -> bool:
 
     Raises ValueError for a checkpoint without a head and without a text tower to make one.
     """
-    if not file.is_file():
-        raise ValueError(f"checkpoint {file} does not exist")
     names, (weight, _) = load_model(file).keys(), models.head_names(model)
     if weight in names or model.weights.match == "order":
         return False
     if open_clip_name(model.arch):
         return True
-    is_clip = any(name.startswith(VISUAL) for name in names)
-    hint = "; is it open_clip's (--arch open_clip:NAME)?" if is_clip else ""
+    if any(name.startswith(VISUAL) for name in names):
+        raise ValueError(f"{file} has open_clip's names: give --arch open_clip:NAME")
+    with torch.device("meta"):
+        net = models.create(model, 2)
+    models.take_head(net, model)
+    if missing := [name for name in net.state_dict() if name not in names]:
+        raise ValueError(
+            f"{file} is not a {model.arch}, of which it lacks {len(missing)} tensors, such as "
+            f"{missing[0]}: name its architecture with --arch"
+        )
     raise ValueError(
-        f"{file} has no {weight}: its architecture is not {model.arch}, or it has no head{hint}"
+        f"{file} is a {model.arch} without a head ({weight} is missing), so it predicts no "
+        "classes: train a head, or give the file of a classifier"
     )
 
 

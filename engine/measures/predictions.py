@@ -31,8 +31,8 @@ TEMPERATURES = 2.0 ** (np.arange(-8, 17) / 4)  # 1/4 to 16
 # With `evaluate.calibration`: the confidence max_c softmax(z / T)_c at each of `TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
-# Of a file: rows, values of a row's list, bytes of a column of texts.
-MOST_ROWS, MOST_VALUES, MOST_BYTES = 10_000_000, 100, 1 << 31
+# Of a file: rows, values of a row's list, bytes of all columns in memory, bytes of a text.
+MOST_ROWS, MOST_VALUES, MOST_BYTES, LONGEST = 10_000_000, 100, 1 << 31, 4096
 COLUMN = "column:"  # before the name of a further column of the dataset, a string per image
 
 
@@ -123,20 +123,34 @@ def _of_part(path: Path) -> pa.Table:
         kind = stored.field(field.name).type
         if kind != field.type and not (_is_number(kind) and _is_number(field.type)):
             raise pa.ArrowTypeError(f"{field.name} is {kind}, not {field.type}")
+    return read_columns(path, schema)
+
+
+def read_columns(path: Path, schema: pa.Schema) -> pa.Table:
+    """These columns of a file, which nothing in the file can make far larger than the file.
+
+    Raises pa.ArrowInvalid for more than the limits above.
+    """
     # A text that a file stores once is in memory once, however often it is repeated.
     texts = [field.name for field in schema if field.type == pa.string()]
     file = pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts)
     meta = file.metadata
     groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
-    values = (group.column(k).num_values for group in groups for k in range(group.num_columns))
-    if meta.num_rows > MOST_ROWS or max(values, default=0) > MOST_VALUES * meta.num_rows:
+    parts = [group.column(k) for group in groups for k in range(group.num_columns)]
+    parts = [part for part in parts if part.path_in_schema.partition(".")[0] in schema.names]
+    values = max((part.num_values for part in parts), default=0)
+    if meta.num_rows > MOST_ROWS or values > MOST_VALUES * meta.num_rows:
         raise pa.ArrowInvalid(f"{meta.num_rows:,} rows, or the values in a row, are too many")
-    table = file.read(schema.names, use_threads=False)
-    for name in texts:
+    total = sum(part.total_uncompressed_size for part in parts)
+    table = None if total > MOST_BYTES else file.read(schema.names, use_threads=False)
+    for name in texts if table else ():
         lengths = (pc.call_function("binary_length", [c.dictionary]) for c in table[name].chunks)
         longest = max((pc.call_function("max", [part]).as_py() or 0 for part in lengths), default=0)
-        if longest * len(table) > MOST_BYTES:
+        total += longest * len(table)
+        if longest > LONGEST:
             raise pa.ArrowInvalid(f"a {name} has {longest:,} bytes in {len(table):,} rows")
+    if table is None or total > MOST_BYTES:
+        raise pa.ArrowInvalid(f"{total:,} bytes are too many")
     return table.cast(schema.with_metadata(table.schema.metadata))
 
 

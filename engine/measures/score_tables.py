@@ -18,12 +18,13 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from loaders.files.names import one_line
 from loaders.files.root import READABLE
 
 TEXTS = ("image", "set", "source")
 SCORES = ("correct", "score")
 COLUMNS = (*TEXTS, "seed", *SCORES, "label", "prediction")
-LONGEST = 4096  # characters of a text
+LONGEST, MOST_COLUMNS = 4096, 1000  # characters of a text; columns of JSON lines
 MOST, MOST_ROWS = 2 << 30, 50_000_000  # uncompressed bytes and rows of a Parquet file
 
 
@@ -77,8 +78,9 @@ def _read(path: Path, default_set: str) -> ScoreTable:
         raise ValueError(f"{path} is not a file")
     if path.stat().st_size > READABLE:
         raise ValueError(f"{path} has more than {READABLE:,} bytes")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty")
+    with path.open("rb") as file:
+        if not any(map(bytes.strip, file)):
+            raise ValueError(f"{path} is empty")
     try:
         table = reader(path)
         columns = {name: table[name] for name in COLUMNS if name in table.column_names}
@@ -96,7 +98,10 @@ def _read(path: Path, default_set: str) -> ScoreTable:
         raise ValueError(f"{path} is not readable ({' '.join(str(error).split())})") from error
     kinds = [name for name in SCORES if name in rows]
     if "image" not in rows or len(kinds) != 1:
-        raise ValueError(f"{path}: give a column image, and correct, score or label and prediction")
+        raise ValueError(
+            f"{path} has the columns {one_line(', '.join(table.column_names)):.200}: give a column "
+            "image, and one of correct, score, or label and prediction"
+        )
     if rows.empty:
         raise ValueError(f"{path} contains no rows")
     for name in rows:
@@ -141,14 +146,16 @@ def _of_csv(path: Path) -> pa.Table:
 
 
 def _of_json(path: Path) -> pa.Table:
-    decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    decoder, names = msgspec.json.Decoder(dict[str, msgspec.Raw]), set[str]()
     with path.open("rb") as lines:  # pyarrow crashes on values that are nested too deep
         for number, line in enumerate(lines, start=1):
             try:
                 if not line.isspace():
-                    decoder.decode(line)
+                    names |= decoder.decode(line).keys()
             except (msgspec.DecodeError, RecursionError) as error:
                 raise ValueError(f"{path}, row {number} is not a JSON object: {error}") from error
+            if len(names) > MOST_COLUMNS:  # pyarrow makes each a column of all rows
+                raise ValueError(f"{path}, row {number}: more than {MOST_COLUMNS:,} columns")
     texts: dict[str, pa.DataType] = {name: pa.string() for name in TEXTS}  # and never a date
     try:
         found = _with_texts(path, texts)
@@ -177,6 +184,9 @@ def _is_text(kind: pa.DataType) -> bool:
 def _of_parquet(path: Path) -> pa.Table:
     schema = pq.read_schema(path)
     names = [name for name in COLUMNS if name in schema.names]
+    for name in names:
+        if pa.types.is_nested(kind := schema.field(name).type):
+            raise ValueError(f"{path}: {name} is {kind}: write texts or numbers")
     of_text = [name for name in names if not pa.types.is_primitive(schema.field(name).type)]
     # A text that a file stores once is in memory once, however often it is repeated.
     file = pq.ParquetFile(path, read_dictionary=of_text)

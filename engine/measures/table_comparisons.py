@@ -80,6 +80,12 @@ def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
 def _without_shared(a: ScoreTable, b: ScoreTable, wide: Sequence[pandas.DataFrame]) -> str:
     """Why two tables cannot be paired, with the first image of each."""
     (set_a, image_a), (set_b, image_b) = (scores.index[0] for scores in wide)
+    if bool(set_a) != bool(set_b):
+        some, none = (a.name, b.name) if set_a else (b.name, a.name)
+        return (
+            f"{some} names datasets, such as {set_a or set_b!r}, and {none} names none: give both "
+            "a column set with the same names, or neither"
+        )
     of_sets = [f" of dataset {name!r}" if name else "" for name in (set_a, set_b)]
     seeds = " in every seed" if max(scores.shape[1] for scores in wide) > 1 else ""
     return (

@@ -66,7 +66,7 @@ def path_of(group: str, name: str) -> Path:
     if is_path(name):
         path = Path(name)
         if not path.is_file():
-            raise RecipeError(f"there is no recipe file {name}")
+            raise RecipeError(f"there is no recipe file {path.absolute()}")
         return path
     if name not in names(group):
         what = group.removesuffix("s") or "recipe"

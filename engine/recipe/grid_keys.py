@@ -17,6 +17,7 @@ from engine.measures.rows import trained_sets
 from engine.recipe import campaigns, catalogue, overrides, yaml_text
 from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, REPLICATES, SELECTION, TRIALS, VARY
 from engine.recipe.overrides import Override
+from engine.recipe.schema import DatasetRecipe
 
 RECIPE = "recipe="
 _REMEDIES = {
@@ -53,6 +54,17 @@ class GridKeys:
     def source(self, key: str) -> str:
         """Where a key is set, for errors."""
         return self.given.get(key, self.file)
+
+    def trained_on(self, dataset: DatasetRecipe) -> list[list[str]]:
+        """The datasets that each column trains on."""
+        if isinstance(self.downstreams, list):
+            return self.downstreams
+        trainable = [name for name in dataset.sets if name in dataset.trainable]
+        if self.downstreams is None:
+            return [[name] for name in trainable]
+        rest = ([name for name in trainable if name != left_out] for left_out in dataset.sets)
+        # Those that leave out datasets on which no model may be trained are equal.
+        return [[*names] for names in dict.fromkeys(map(tuple, rest)) if names]
 
 
 def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:

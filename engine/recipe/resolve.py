@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine.model_files.model_names import model_section
 from engine.recipe import campaigns, catalogue, checks, kinds, overrides, typed
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, is_path, path_of, with_absolute_module
+from engine.recipe.grid_keys import grid_keys
 from engine.recipe.kinds import KINDS
 from engine.recipe.methods import METHODS
 from engine.recipe.overrides import COMMAND_LINE, Override, nested
@@ -94,6 +96,12 @@ def load_recipe(
     if downstream is not None:
         values[DOWNSTREAM] = downstream
     resolved = typed.build(values, Recipe, options, f"recipe {name!r}")
+    if file is None and not resolved.trained_on:
+        # The command line selects columns of a campaign, which are scored as with the others.
+        grids = [grid_keys(campaign_name, of_grid) for of_grid in ((), given)]
+        columns = chain(*(grid.trained_on(resolved.dataset) for grid in grids))
+        trained_on = list(dict.fromkeys(chain.from_iterable(columns)))
+        resolved = dataclasses.replace(resolved, trained_on=trained_on)
     checks.check_words(resolved.dataset)
     return checks.checked(resolved)
 

@@ -381,7 +381,9 @@ class EvaluateRecipe:
     batch_size: Batch = 256  # images per forward pass; changes results by rounding only
     precision: Precision = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
-    split: Literal["all", "holdout"] = "all"  # holdout: only held-out images
+    # all: all images of a dataset that no model of the campaign trains on, the held-out images of
+    # the others, and of all datasets with dataset.holdout_by=source; holdout: only held-out images
+    split: Literal["all", "holdout"] = "all"
     # in campaigns with dataset.holdout_by=source: also evaluate datasets on photos that they share
     # with the downstream dataset, which measures the effect of this overlap
     seen: bool = True
@@ -407,6 +409,9 @@ class Recipe:
     extras: dict[str, dict[str, Any]] = marked(CAMPAIGN, dict)
     # a dataset, or a union `A+B` of several; its column says which
     downstream: Name = marked(CAMPAIGN, MISSING)
+    # datasets that models compared with the cell train on: those of all columns of its campaign,
+    # also if the command line selects some
+    trained_on: list[str] = marked(NOTHING, list)
     seed: Seed = 0  # of training: order of images, new weights, dropout
     # number of training seeds, from `seed` upwards; reports show means
     seeds: Thousand = marked(CAMPAIGN, 1)
@@ -456,10 +461,16 @@ class Recipe:
         return replace(self, method=replace(self.method, title=""))
 
     def split_of(self, name: str) -> str:
-        """The split that a dataset is evaluated on: the held-out images if the cell trained on it,
-        otherwise `evaluate.split`."""
-        trained_on = name in (*self.trained_sets, self.dataset.upstream)
-        return "holdout" if self.dataset.holdout and trained_on else self.evaluate.split
+        """The split that a dataset is evaluated on.
+
+        One pretrained model is compared with all columns, so images held out of one are held out of
+        all; without an upstream dataset, each column has a pretrained model of its own.
+        """
+        dataset = self.dataset
+        columns = self.trained_on if dataset.upstream else ()
+        is_trained_on = name in (*self.trained_sets, dataset.upstream, *columns)
+        is_part = is_trained_on or dataset.holdout_by == "source"
+        return "holdout" if dataset.holdout and is_part else self.evaluate.split
 
     @property
     def judges_seen(self) -> bool:

@@ -72,9 +72,9 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     compared. sets: datasets on which RI is measured. downstreams: datasets and unions `A+B` that
     models were fine-tuned on. evaluate_on: further datasets, outside RI.
     limit: images per dataset in a smoke run, 0 otherwise. holdout: whether models are evaluated on
-    images held out of training. missing: columns that an unfinished campaign lacks. settings: of
-    the whole campaign, by heading, including versions and the packs' fingerprints. intervals,
-    intervals_of_mri: the sources of variation that the intervals cover.
+    images that they were not trained on. missing: columns that an unfinished campaign lacks.
+    settings: of the whole campaign, by heading, including versions and the packs' fingerprints.
+    intervals, intervals_of_mri: the sources of variation that the intervals cover.
     """
 
     format: int

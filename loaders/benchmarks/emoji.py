@@ -41,6 +41,7 @@ GRADIENT = 0.18
 INK = ((243, 243, 243), (12, 12, 12))
 EQUAL_CONTRAST = 0.179
 NAMING_STYLE = "noto"
+CONCEPTS = 830  # that all ten styles draw
 LEFT_OUT_GROUPS = ("Symbols", "Flags", "Component")
 CLOCK_FACES = range(0x1F550, 0x1F568)
 BLUR = 1 / 32  # standard deviation / side of the image

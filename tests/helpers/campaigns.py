@@ -49,7 +49,6 @@ downstream: outline
 device: cpu
 optimizer: {{name: sgd, lr: 0.02}}
 train: {{epochs: 2, batch_size: 12, warmup_steps: 2}}
-evaluate: {{split: holdout}}
 methods:
   fine_tune: {{}}
   linear_probe: {{}}

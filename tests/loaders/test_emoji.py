@@ -210,7 +210,7 @@ def test_fingerprint_changes_with_all_that_changes_pixels(artwork):
 def test_the_real_artwork_has_its_concepts_and_draws_them():
     folder = Path(os.environ.get("RIB_CACHE", Path.home() / ".cache" / "rib"))
     artwork = emoji.fetch(folder)
-    assert len(artwork.concepts) == 830
+    assert len(artwork.concepts) == emoji.CONCEPTS
     assert len({concept.subgroup for concept in artwork.choose(100, 0)}) == 81
     names = {concept.name for concept in artwork.concepts}
     assert {"dog-face", "snake", "volcano"} < names

@@ -248,9 +248,24 @@ def test_a_value_that_a_small_file_repeats_is_refused(tmp_path, of):
     pq.write_table(columns, file, store_schema=False)
     assert file.stat().st_size < 1_000_000
     before = memory.max_memory()
-    with pytest.raises(ValueError, match=r"0\.parquet.*(1,000,000 bytes in 3,000|images repeat)"):
+    with pytest.raises(ValueError, match=r"0\.parquet.*(3,000,000,000 bytes in 3,|images rep)"):
         trees.read_image(folders.list_folders(file).items[0].payload)
     assert memory.max_memory() - before < 300_000_000
+
+
+@pytest.mark.parametrize("of", ["label", "path"])
+def test_texts_that_are_short_and_many_are_refused(tmp_path, of):
+    rows, memory = 100_000, pa.default_memory_pool()
+    text = pa.array(["a" * 4000]).dictionary_encode().take(pa.array([0] * rows))
+    data = pa.array([b"%05d" % k for k in range(rows)])  # a file has more bytes than rows
+    parts = {"path": pa.array(["a"] * rows), "label": pa.array(["a"] * rows), of: text}
+    image = pa.StructArray.from_arrays([data, parts["path"]], ["bytes", "path"])
+    columns = pa.table({"image": image, "label": parts["label"]})
+    pq.write_table(columns, tmp_path / "0.parquet", store_schema=False)
+    before = memory.max_memory()
+    with pytest.raises(ValueError, match=rf"{of} has texts of 400,000,000 bytes in 100,000 rows"):
+        folders.list_folders(tmp_path / "0.parquet")
+    assert memory.max_memory() - before < 100_000_000
 
 
 def test_what_could_be_two_sets_is_refused(tmp_path):

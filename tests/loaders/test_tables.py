@@ -135,6 +135,30 @@ def test_a_table_of_another_form_is_named(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    ("label", "rows", "message"),
+    [
+        ("a" * 1_000_000, 3000, "label has texts of 3,000,000,000 bytes in 3,000 rows"),
+        ("a" * 5000, 60_000, "label has texts of 300,000,000 bytes in 60,000 rows"),
+        ("a", 2_000_000, "has 2,000,000 rows in "),
+    ],
+)
+def test_a_parquet_table_that_repeats_a_value_is_refused(tmp_path, label, rows, message):
+    def repeated(text: str) -> pa.Array:
+        return pa.array([text]).dictionary_encode().take(pa.array([0] * rows))
+
+    path = repeated("a") if rows > 10**6 else pa.array([f"{k}.png" for k in range(rows)])
+    table = pa.table({"path": path, "label": repeated(label)})
+    pq.write_table(table, tmp_path / "t.parquet", store_schema=False)
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(ValueError, match=rf"t\.parquet.*{message}"):
+        tables.listing(tmp_path, {"": tmp_path / "t.parquet"}, PLAIN)
+    assert pa.default_memory_pool().max_memory() - before < 100_000_000
+    pq.write_table(pa.table({"path": [["a.png"]], "label": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet: path is list.*: write texts or numbers"):
+        tables.listing(tmp_path, {"": tmp_path / "t.parquet"}, PLAIN)
+
+
+@pytest.mark.parametrize(
     ("lines", "message"),
     [
         ('{"path": "a/0.png", "label": 7, "region": null}', "line 1: region is empty: write a"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from engine.data.kinds import base
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
-from engine.recipe.schema import PACK, DatasetRecipe, Pixels, Thousand, Width, marked
+from engine.recipe.schema import PACK, DatasetRecipe, Pixels, Thousand, marked
 from loaders.benchmarks import emoji
 from loaders.trees import Listing
 
@@ -19,7 +21,8 @@ from loaders.trees import Listing
 class Recipe(DatasetRecipe):
     """Number of classes, images per class and style, and their size."""
 
-    classes: Width = marked(PACK, 0)  # number of concepts; 0: all
+    # number of concepts
+    classes: Annotated[int, Meta(ge=1, le=emoji.CONCEPTS)] = marked(PACK, emoji.CONCEPTS)
     renderings: Thousand = marked(PACK, 1)  # images of a concept in a style
     source_px: Pixels = marked(PACK, 128)  # height and width of an image, in pixels
 

@@ -203,7 +203,7 @@ def what_was_run(results: Results) -> Section | None:
     keys = ["model", "method", "variant", "setting", "downstream"]
     count = len(fine_tuned.drop_duplicates(keys)) * len(results.grid.seeds)
     images = (
-        "the images that are held out of every training"
+        "images that the models compared on it did not train on"
         if record.holdout
         else "all of its images. Nothing is held out, so the downstream dataset includes the "
         "training images"

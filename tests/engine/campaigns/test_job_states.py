@@ -89,6 +89,16 @@ def test_of_several_ranks_the_one_with_an_error_is_kept_too(tmp_path, monkeypatc
     assert attempt.error == "no GPU"
 
 
+def test_more_events_than_a_job_has_are_not_read(tmp_path):
+    """250 MB of blank lines took `rib status` more than half a minute."""
+    place = PlanFolder(tmp_path)
+    append_event(place, JOB, BEGUN)
+    (file,) = tmp_path.glob("events/*")
+    file.write_bytes(b"\n" * (9 << 20))
+    with pytest.raises(DamagedFile, match=r"has more than 8,388,608 bytes"):
+        next(read_events(place, JOB))
+
+
 def test_states_follow_the_events(tmp_path):
     place = PlanFolder(tmp_path)
     assert read_job(place, JOB).state == WAITING

@@ -118,6 +118,56 @@ def test_folders_that_are_missing_are_named_before_anything_runs(folder, tmp_pat
         assert "few has classes without images: new" in message
 
 
+ALL = {"upstream", "twemoji", "noto-v1", "openmoji"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "part"),
+    [
+        ("", [], ALL),
+        ("downstreams: [noto-v1]", [], {"upstream", "noto-v1"}),
+        ("downstreams: [[noto-v1, twemoji]]", [], ALL - {"openmoji"}),
+        ("", ["dataset.test_only=[openmoji]"], ALL - {"openmoji"}),
+        ("downstreams: leave_one_out", [], ALL),
+        ("downstreams: leave_one_out", ["dataset.upstream=null"], {"noto-v1", "openmoji"}),
+        ("downstreams: [noto-v1]", ["dataset.holdout=0"], set()),
+        ("downstreams: [noto-v1]", ["evaluate.split=holdout"], ALL),
+        ("", ["downstreams=[noto-v1]"], ALL),  # a column of the campaign, as with the others
+        # A photo that is held out of one dataset is in others.
+        ("downstreams: [noto-v1]", ["dataset.holdout_by=source"], ALL),
+    ],
+)
+def test_all_images_of_a_dataset_that_no_compared_model_trains_on_are_scored(
+    tmp_path, lines, words, part
+):
+    """In a campaign that extends the demo, and in a cell of it that is trained alone."""
+    file = tmp_path / "own.yaml"
+    sets = "dataset: {extends: emoji, sets: [twemoji, noto-v1, openmoji]}"
+    file.write_text(f"extends: emoji\n{sets}\nmethods: [fine_tune]\n{lines}")
+    cell = plan_of(file, *words).recipes[0][0][0]
+    of_cell = [word for word in words if not word.startswith("downstreams=")]
+    alone = load_recipe(str(file), parsed([*of_cell, f"downstream={cell.downstream}"]))
+    for recipe in (cell, alone):
+        names = recipe.dataset.evaluated_sets
+        assert {name for name in names if recipe.split_of(name) == "holdout"} == part
+
+
+def test_a_fault_that_all_datasets_have_is_said_once(folder, tmp_path, capsys):
+    for name in ("train.txt", "val.txt"):
+        (tmp_path / name).touch()
+    files = f"{{train: {tmp_path}/train.txt, val: {tmp_path}/val.txt}}"
+    dataset = tmp_path / "data.yaml"
+    dataset.write_text((folder / "data.yaml").read_text() + f"split: {{files: {files}}}\n")
+    words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}", f"dataset={dataset}"]
+    assert cli.main([*words, "--dry-run"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("does not list") == 1
+    assert "(in the same way: outline, tinted, few)" in message
+    (tmp_path / "val.txt").unlink()
+    assert cli.main([*words, "--dry-run"]) == 2
+    assert f"there is no file {tmp_path}/val.txt: correct its path" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("make", [os.symlink, shutil.copyfile])
 def test_a_column_that_trains_on_images_of_ris_datasets_is_refused(
     folder, tmp_path, capsys, ran, make

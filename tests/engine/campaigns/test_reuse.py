@@ -56,6 +56,13 @@ def test_jobs_of_rows_and_columns_that_a_finished_campaign_has(artifact, tmp_pat
     assert list(reuse.parts_of(planned(tmp_path, *words))) == expected
 
 
+def test_a_campaign_that_scores_other_images_gives_none(artifact, tmp_path):
+    plan = planned(tmp_path, "methods=[soup]", "downstreams=[openmoji]")
+    assert list(reuse.parts_of(plan)) == [*SHARED, COLUMNS[1]]
+    fewer = planned(tmp_path, "methods=[soup]", "downstreams=[openmoji]", "trained_on=[openmoji]")
+    assert fewer.recipes[0][0][0].split_of("twemoji") == "all" and reuse.parts_of(fewer) == {}
+
+
 def test_a_campaign_of_another_format_gives_none(artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "FORMAT", artifacts.FORMAT + 1)
     assert reuse.parts_of(planned(tmp_path, "methods=[ewc,soup]")) == {}

@@ -46,7 +46,7 @@ def images(tmp_path_factory) -> Path:
 def builder(images, tmp_path, grid):  # `grid` starts the process's only rank
     """Builders of cells of these drawings, below the test's folder."""
     campaigns.describe(tmp_path, images)
-    words = (f"dataset.sets=[{','.join(FOUR)}]", f"runs={tmp_path / 'runs'}", "evaluate.split=all")
+    words = (f"dataset.sets=[{','.join(FOUR)}]", f"runs={tmp_path / 'runs'}")
 
     def make(*extra: str, packs=None) -> Builder:
         given = parsed([*words, *extra])
@@ -196,14 +196,14 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
         }
         assert {i: float(ri[*arm, i]) for i in LEFT_OUT} == pytest.approx(change)
         assert mri[arm] == pytest.approx(fmean(change.values()))
-    held_out = {"outline": 10, "tinted": 10, "few": 6, "plain": 5, "further": 5, "upstream": 10}
-    assert (table["images"] == table["evaluated_on"].map(held_out)).all()
+    images_of = {"outline": 10, "tinted": 10, "few": 6, "plain": 5, "further": 25, "upstream": 10}
+    assert (table["images"] == table["evaluated_on"].map(images_of)).all(), "further has 25 in all"
     tuned = accuracy["fine_tune", "", ""]
     ranking = {row["method"]: row for row in campaigns.rows(report / "tables" / "ranking.csv")}
     own = [tuned[i, j] for i in LEFT_OUT for j in FOUR if j != LEFT_OUT[i]]
     assert float(ranking["fine_tune"]["downstream_accuracy_pct"]) == pytest.approx(fmean(own))
     text = " ".join((report / "table.txt").read_text().split())
-    assert "on the 1 other dataset, in points" in text and "all all all all but" in text
+    assert "on the dataset left out, in points" in text and "all all all all but" in text
     before = {i: accuracy["pretrained", "", "", "", j] for i, j in LEFT_OUT.items()}
     (shown,) = (line for line in text.split("FT")[0].split("pretrained") if "left out" in line)
     assert sorted(shown.split()[3:]) == sorted(f"{of:.1f}" for of in before.values())
@@ -238,7 +238,6 @@ def test_without_upstream_a_dataset_may_be_in_every_column(images, grid, tmp_pat
         f"dataset.sets=[{','.join(FOUR)}]",
         "downstreams=[tinted+few,tinted+plain]",
         "methods=[linear_probe]",
-        "evaluate.split=all",
     )
     table = pandas.read_csv(report / "accuracy.csv").query("evaluated_on == 'tinted'")
     assert set(table["downstream"]) == {"tinted+few", "tinted+plain"} and len(table) == 4
@@ -254,7 +253,6 @@ def test_without_upstream_each_column_has_a_head_of_its_own_and_leaves_a_dataset
         "dataset.upstream=null",
         f"dataset.sets=[{','.join(FOUR)}]",
         "downstreams=leave_one_out",
-        "evaluate.split=all",
         "evaluate.calibration=true",
         "extras.cka.images=30",
         "train.snapshots=3",
@@ -294,4 +292,5 @@ def test_without_upstream_each_column_has_a_head_of_its_own_and_leaves_a_dataset
     assert f"pretrained %, left out {row}" in text, text
     out = tmp_path / "published"
     assert cli.main(["publish", str(report.parent), "--out", str(out)]) == 0
-    assert cli.main(["audit", str(out)]) == 0, capsys.readouterr().out
+    assert cli.main(["audit", str(out), "--runs", str(report.parents[1])]) == 0
+    assert "images of tinted: as in packs" in capsys.readouterr().out

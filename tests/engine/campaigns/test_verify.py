@@ -77,7 +77,7 @@ def test_images_that_fitted_the_head_are_not_evaluated(folder, grid, tmp_path):
     check, *_ = verify.verify(first)
     assert 0 < check.images == len(upstream.holdout) < len(upstream.labels)
     assert "upstream (held-out)" in command.text("tiny", [check])
-    whole = plan_cell(name, parsed((*words, "dataset.holdout=0", "evaluate.split=all")))
+    whole = plan_cell(name, parsed((*words, "dataset.holdout=0")))
     check, *_ = verify.verify(Builder(whole, grid.device))
     assert check.images == len(upstream.labels)
     assert (
@@ -93,7 +93,7 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path, m
         path.rename(path.with_name(f"other-{path.name}"))
     words = (
         f"runs={tmp_path / 'runs'}", f"dataset.root={images}", "dataset.sets=[outline,few]",
-        "dataset.train_sets=[tinted]", "dataset.holdout=0", "evaluate.split=all",
+        "dataset.train_sets=[tinted]", "dataset.holdout=0",
         "dataset.sources=names",
     )  # fmt: skip
     name, bases = str(folder / "shapes.yaml"), []

@@ -54,6 +54,21 @@ def test_the_command_prints_a_table_and_writes_csv(words, capsys):
         assert ends[0] <= float(row["accuracy_pct"]) <= ends[1]
 
 
+def test_an_unreadable_checkpoint_does_not_stop_the_others(words, capsys):
+    whole = Path("A.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    Path("text.pt").write_text("no tensors", encoding="utf-8")
+    words += ["cut.safetensors", "text.pt", "--sets", "outline"]
+    assert cli.main(words) == 1
+    with Path("accuracy.csv").open(encoding="utf-8") as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["A.safetensors", "B.safetensors"]
+    table, _, rest = capsys.readouterr().out.partition("not evaluated: 2 of 4\n")
+    assert "A.safetensors" in table
+    assert [line.split()[0] for line in rest.splitlines()] == ["cut.safetensors", "text.pt"]
+    del words[words.index("A.safetensors") : words.index("cut.safetensors")]
+    assert "cut.safetensors is truncated" in refused(*words, "--force"), "none can be read"
+
+
 def test_a_table_that_is_there_is_replaced_on_request_alone(words):
     words += ["--sets", "outline"]
     table, other = Path("accuracy.csv"), Path("other.csv")

@@ -9,6 +9,7 @@ import torch
 
 from engine import cli
 from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import PREPARE
 from engine.cells.build import Builder
 from engine.cells.cell_plan import CellPlan
 from engine.cells.plan_cell import plan_cell
@@ -25,7 +26,7 @@ from engine.recipe.resolve import load_recipe, recipe_of_sections
 from engine.recipe.schema import Recipe
 from engine.recipe.typed import dump_recipe
 from engine.store.cells import Cell
-from helpers import grids
+from helpers import campaigns, grids
 
 CPU = torch.device("cpu")
 BENCHMARK = """\
@@ -387,6 +388,25 @@ def test_a_users_kind_is_read_by_a_process_of_its_own(mixed, tmp_path):
     (tmp_path / "apart.py").write_text(f"{USERS}raise OSError('no network')\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"tinted was not encoded: .*apart\.py ended with code 2"):
         encode_apart(cell, ["tinted"])
+
+
+def test_a_users_kind_does_not_run_where_its_pack_exists(mixed, grid, tmp_path):
+    """The job that makes the pretrained model, whose name in the store holds no word of the file,
+    runs the file neither itself nor, once there is a pack, in another process."""
+    (tmp_path / "kept.py").write_text(USERS, encoding="utf-8")
+    text = BENCHMARK[: BENCHMARK.index("own:")] + "own: {tinted: {kind: kept.py}}\n"
+    (tmp_path / "mixed.yaml").write_text(text, encoding="utf-8")
+    campaign = "extends: emoji\ndataset: mixed.yaml\nmodel: vit_tiny_random\nmethods: [fine_tune]\n"
+    (tmp_path / "c.yaml").write_text(f"{campaign}device: cpu\n", encoding="utf-8")
+    plan = campaigns.planned(tmp_path, *MODEL, f"runs={tmp_path / 'runs'}", name="c")
+    ran = tmp_path / "kept.ran"
+    assert not ran.exists(), "planning runs no kind"
+    campaigns.do(plan, PREPARE)
+    ran.unlink()
+    for name in ("weights", "features", "predictions", "cells"):
+        shutil.rmtree(tmp_path / "runs" / "store" / name, ignore_errors=True)
+    campaigns.do(plan, PREPARE)
+    assert not ran.exists() and not any(name.endswith("_kept") for name in sys.modules)
 
 
 def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):

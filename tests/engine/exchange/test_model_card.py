@@ -79,7 +79,7 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
         in text
     )
     assert f"The interval covers {stored.intervals_of_mri}." in text
-    assert "on images held out of training" in text
+    assert "on images that it was not trained on" in text
     after = next(
         n for n in stored.numbers
         if (n.quantity, n.method, n.downstream, n.evaluated_on)

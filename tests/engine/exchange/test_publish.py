@@ -180,6 +180,8 @@ def with_column(name: str, values: list[str], count: int = 1) -> Callable[[Path]
 
     def longer(table: pa.Table) -> pa.Table:
         rows = table.take(pa.array(np.arange(count) % len(table)))
+        place = rows.schema.get_field_index("index")
+        rows = rows.set_column(place, rows.schema.field("index"), pa.array(np.arange(count)))
         return rows.append_column(f"column:{name}", pa.array((values * count)[:count]))
 
     return of_one(longer)
@@ -250,8 +252,12 @@ SEALED = {
     "another CSV": (
         lambda f: (f / "report/mine.csv").write_text("mRI\n99\n"), "report/mine.csv", "nothing"
     ),
+    "a CSV of blank lines": (
+        lambda f: (f / "report/mri.csv").write_bytes(b"\n" * 10**6), "report/mri.csv",
+        "1,000,000 bytes",
+    ),
     "no CSV": (lambda f: (f / "report/mri.csv").unlink(), "report/mri.csv", "missing"),
-    "a dropped image": (of_one(lambda t: t.slice(1)), OF_FEW, "different images"),
+    "a dropped image": (of_one(lambda t: t.slice(1)), OF_FEW, "lacks 1 images"),
     "an image dropped everywhere": (of_all(lambda t: t.slice(1)), OF_FEW, "lacks 1 images"),
     "a label": (of_one(column("label", lambda of: put(of, 0, (of[0] + 1) % 5))), OF_FEW, ""),
     "swapped classes": (of_all(swapped_classes), OF_FEW, "has label"),
@@ -283,12 +289,12 @@ SEALED = {
         lambda f: (f / OF_FEW / FT).write_bytes((f / OF_FEW / FT).read_bytes()[:-99]),
         OF_FEW + FT, "magic bytes",
     ),
-    "too many rows": (many_rows, OF_FEW + FT, "rows are too many"),
+    "too many rows": (many_rows, OF_FEW + FT, "is not a table of predictions"),
     "a long text": (
-        of_one(column("source", lambda of: put(of, 0, "x" * 9999))), OF_FEW + FT, "characters"
+        of_one(column("source", lambda of: put(of, 0, "x" * 9999))), OF_FEW + FT, "9,999 bytes"
     ),
     "a long further text": (
-        with_column("place", ["x" * 1_000_000]), OF_FEW + FT, "1,000,000 characters"
+        with_column("place", ["x" * 1_000_000]), OF_FEW + FT, "1,000,000 bytes"
     ),
     "a long column": (with_column("x" * 5000, ["a"]), OF_FEW + FT, "up to 5,007"),
     "too many groups": (
@@ -316,7 +322,7 @@ SEALED = {
             row["recipe"].update(seeds=1000) for row in v["rows"].values()
         ] and v["columns"].extend(v["columns"] * 50)), "plan.json", "more than",
     ),
-    "another digest": (of_text(RECORD, '"sha256": "', '"sha256": "0'), RECORD, "altered"),
+    "another digest": (of_text(RECORD, '"sha256": "', '"sha256": "0'), RECORD, "get another copy"),
 }  # fmt: skip
 CASES = [(False, name) for name in UNSEALED] + [(True, name) for name in SEALED]
 

@@ -186,13 +186,14 @@ def test_images_of_one_table_are_left_out_and_p_is_adjusted_over_pairs_and_datas
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,right\np,1\n", "give a column image, and correct, score or label and pred"),
-        ("image,label\np,1\n", "give a column image, and correct, score or label and pred"),
+        ("image,right\np,1\n", "image, and one of correct, score, or label and prediction"),
+        ("image,label\np,1\n", "image, and one of correct, score, or label and prediction"),
         ("image,label,prediction\np,1,x\nq,2,y\n", "is not readable .*int64, string"),
         ("image,label,prediction\np,1,\nq,2,2\n", "row 1: prediction nan is missing"),
-        ("image,correct,score\np,1,1\n", "correct, score or label"),
+        ("image,correct,score\np,1,1\n", "correct, score, or label"),
         ("image,correct\n", "contains no rows"),
         ("", "is empty"),
+        ("\n \n", "is empty"),
         ("image,correct\np,1\nq,2\n", "row 2: correct 2 is not 0 or 1"),
         ("image,correct\np,1\nq,yes\n", "row 2: correct yes is not a number"),
         ("image,score\np,inf\n", "row 1: score inf is not a number"),
@@ -214,7 +215,9 @@ def test_tables_that_cannot_be_paired_are_refused(tmp_path):
     other = rows.assign(image=rows["image"] + ".png")
     scores = rows.rename(columns={"correct": "score"})
     one, two = (rows.assign(source=rows["image"].str[k]) for k in (0, 1))
+    nameless = rows[rows["set"] == "x"].drop(columns="set")
     for *pair, message in (
+        (nameless, rows, "names datasets, such as 'x', and .* names none: give"),
         (rows, other, "share no image: the first image is '00' of dataset 'x' and '00.png'"),
         (rows, scores, "the other score"),
         (one, two, "an image has two sources"),
@@ -282,6 +285,14 @@ def test_a_text_that_a_small_file_repeats_and_deep_json_are_refused(tmp_path):
     assert path.stat().st_size < 1_000_000
     with pytest.raises(ValueError, match="a source of 1,000,000 characters in 3,000 rows"):
         read_scores(path)
+    lists = pa.table({"image": ["a", "b"], "correct": [1, 0], "label": [[1] * 9, [2]]})
+    pq.write_table(lists, path)
+    with pytest.raises(ValueError, match=r"x\.parquet: label is list<.*: write texts or numbers"):
+        read_scores(path)
+    wide = tmp_path / "wide.jsonl"
+    wide.write_text("".join(f'{{"image": "{k}", "correct": 1, "k{k}": 1}}\n' for k in range(2000)))
+    with pytest.raises(ValueError, match=r"wide\.jsonl, row 999: more than 1,000 columns"):
+        read_scores(wide)
     deep = tmp_path / "x.jsonl"
     deep.write_text('{"image": "a", "correct": 1, "x": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
     with pytest.raises(ValueError, match=r"x\.jsonl, row 1 is not a JSON object"):
