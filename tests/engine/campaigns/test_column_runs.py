@@ -87,6 +87,7 @@ def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, m
     again = campaigns.run(folder, "dataset.holdout=0.3", "methods=[fine_tune,linear_probe]",
                           name="trials")  # fmt: skip
     kept = [row for row in rows(report / "tables/diverged.csv") if row["method"] == "fine_tune"]
+    assert {row.pop("alpha") for row in kept} == {""}, "of WiSE-FT, which the second lacks"
     assert rows(again / "tables/diverged.csv") == kept, "it reuses the first campaign's columns"
     trainable["outline"] = set()
     with pytest.raises(DivergedError):
