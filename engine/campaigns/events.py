@@ -23,7 +23,7 @@ from engine.machine import entry
 
 FOLDER = "events"  # next to a plan
 LONGEST = 300  # characters of an error
-MOST = 8 << 20  # bytes of the events of a job
+MOST = 64 << 20  # bytes of the events of a job
 _END = ".jsonl"
 
 

@@ -94,8 +94,8 @@ def test_more_events_than_a_job_has_are_not_read(tmp_path):
     place = PlanFolder(tmp_path)
     append_event(place, JOB, BEGUN)
     (file,) = tmp_path.glob("events/*")
-    file.write_bytes(b"\n" * (9 << 20))
-    with pytest.raises(DamagedFile, match=r"has more than 8,388,608 bytes"):
+    file.write_bytes(b"\n" * (65 << 20))
+    with pytest.raises(DamagedFile, match=r"has more than 67,108,864 bytes"):
         next(read_events(place, JOB))
 
 

@@ -205,7 +205,7 @@ def test_each_set_is_left_out_once_and_others_are_outside_ri(images, grid, tmp_p
     text = " ".join((report / "table.txt").read_text().split())
     assert "on the dataset left out, in points" in text and "all all all all but" in text
     before = {i: accuracy["pretrained", "", "", "", j] for i, j in LEFT_OUT.items()}
-    (shown,) = (line for line in text.split("FT")[0].split("pretrained") if "left out" in line)
+    (shown,) = (line for line in text.split("FT")[0].split("pretrained") if "%, left out" in line)
     assert sorted(shown.split()[3:]) == sorted(f"{of:.1f}" for of in before.values())
     (further,) = [
         row
