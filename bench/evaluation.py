@@ -28,7 +28,7 @@ from engine.exchange import user_models
 from engine.machine.devices import keep_pages
 from engine.machine.files import cache_folder
 from engine.machine.precision import autocast, no_tf32
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.overrides import parsed
 from engine.recipe.schema import Recipe
 from engine.run import Run
@@ -72,7 +72,7 @@ def _contest(
     mixes: list[Mix] = [{cells[0].name: 1 - a, cells[1].name: a} for a in ALPHAS]
     net.to(device).eval()
     transform, normalize = (
-        preprocessing.transform(recipe.model),
+        image_transform.transform(recipe.model),
         models.Normalize(recipe.model, device),
     )
 

@@ -30,7 +30,7 @@ from bench.contest import Contest, Entrant, Scale, tried
 from engine import models
 from engine.exchange import user_models
 from engine.machine.devices import keep_pages
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
 from loaders.augment import Augment
@@ -75,7 +75,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
             check = partial(_check, ours, files, loose)
             subject = _entrant(name, ours, count)
             yield Contest(f"{name} x {count}", subject, tuple(peers), check, rounds=3)
-        larger = preprocessing.crop_from(model)
+        larger = image_transform.crop_from(model)
         whole = photos.encode(folder / "to crop", folder / "files", larger, "raw")
         yield _augmented(folder / "files", model, Resident(whole, device), workers)
 
@@ -145,7 +145,7 @@ def torchvision(
     folder: Path, model: ModelRecipe, batch: int, workers: int, augmented: bool = False
 ) -> DataLoader:
     """Normalised images and their labels, on the host, as torchvision's users write it."""
-    config = preprocessing.data_config(model)
+    config = image_transform.data_config(model)
     mode = transforms.InterpolationMode(config["interpolation"])
     plain = [
         transforms.Resize(int(model.image_size / config["crop_pct"]), mode),
@@ -172,7 +172,7 @@ def timm(
     augmented: bool = False,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Normalised images and their labels, on the device."""
-    config = preprocessing.data_config(model)
+    config = image_transform.data_config(model)
     names = ("interpolation", "mean", "std", "crop_pct")
     return create_loader(
         ImageDataset(str(folder)),
@@ -211,7 +211,7 @@ def _spdl(
 
     files = [path for path, _ in datasets.ImageFolder(folder).samples]
     batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
-    config = preprocessing.data_config(model)
+    config = image_transform.data_config(model)
     size, whole = model.image_size, int(model.image_size / config["crop_pct"])
     resize = f"scale={whole}:{whole}:force_original_aspect_ratio=increase"
     scaled = f"{resize}:flags={config['interpolation']},crop={size}:{size},format=rgb24"

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from engine.machine.files import cache_folder
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.schema import ModelRecipe
 from loaders import folders, trees
 from loaders.encode import Images
@@ -68,7 +68,7 @@ def draw(folder: Path, seed: int, classes: int, images: int, side: int) -> None:
 
 def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jpeg"]) -> Pack:
     """The files as a pack, in one process, as the engine encodes a set of this size."""
-    transform = preprocessing.transform(model)
+    transform = image_transform.transform(model)
     return encode_pack(
         out,
         name="photos",

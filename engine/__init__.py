@@ -92,7 +92,7 @@ def load_cell(folder: str | Path) -> nn.Module:
 
     from engine import models
     from engine.model_files.descriptions import CELL, read_description
-    from engine.recipe import preprocessing
+    from engine.recipe import image_transform
     from engine.store import tensors
 
     place = Path(folder)
@@ -106,7 +106,7 @@ def load_cell(folder: str | Path) -> nn.Module:
         )
     description = read_description(place / CELL)
     net = models.create(
-        preprocessing.described_model(description.model), len(description.classes or ())
+        image_transform.described_model(description.model), len(description.classes or ())
     )
     return models.load_state(net, load_file(weights), str(weights)).eval()
 

@@ -16,7 +16,7 @@ from engine.data.kinds import kind_of
 from engine.evaluation import accuracies, passes
 from engine.evaluation.accuracies import EvaluatedModel
 from engine.measures import model_rows
-from engine.recipe import catalogue, preprocessing
+from engine.recipe import catalogue, image_transform
 from engine.recipe.schema import ModelRecipe, Recipe
 
 TOLERANCE = 0.3  # points: published numbers are rounded, and precisions differ
@@ -138,8 +138,8 @@ def timms(model: ModelRecipe) -> dict[str, float]:
 def differences(model: ModelRecipe) -> str:
     """Differences, in words, between the model's transform and the one with which timm measured its
     published accuracies; empty if there are none."""
-    own = vars(preprocessing.transform(model))
-    timms = vars(preprocessing.published_transform(model.arch))
+    own = vars(image_transform.transform(model))
+    timms = vars(image_transform.published_transform(model.arch))
     other = [key for key in own if own[key] != timms[key]]
     return ", ".join(f"{key} {own[key]} (timm: {timms[key]})" for key in other)
 

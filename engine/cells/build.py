@@ -30,7 +30,7 @@ from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside
 from engine.models import pretrained
 from engine.models.execution import Form, resolve_compile
-from engine.recipe import extras, methods, preprocessing
+from engine.recipe import extras, image_transform, methods
 from engine.recipe.effects import training_values
 from engine.recipe.finder import is_users, users_files_allowed
 from engine.recipe.schema import Recipe
@@ -339,5 +339,5 @@ class Builder(Context):
     ) -> None:
         (folder / RECIPE).write_text(self.plan.dump(), "utf-8")
         description["classes"] = list(self.sets.classes)
-        description["model"] = preprocessing.description(self.recipe.model)
+        description["model"] = image_transform.description(self.recipe.model)
         cells.write_cell(folder, self.recipe, made, self.base.backbone, description)

@@ -281,7 +281,7 @@ def _show_model(model: ModelRecipe) -> None:
     """Print the weights, head and transform behind a model's name, unless a recipe lists them."""
     if model.name in recipe_names("models") or model.weights.source in ("random", "file"):
         return
-    from engine.recipe.preprocessing import choices  # here, because it imports numpy
+    from engine.recipe.image_transform import choices  # here, because it imports numpy
 
     print(f"model       {choices(model)}", flush=True)
 

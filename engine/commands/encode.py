@@ -13,7 +13,7 @@ from engine.data import packs, sources
 from engine.data.kinds import kind_of
 from engine.did_you_mean import nearest
 from engine.machine.files import cache_folder
-from engine.recipe import kinds, preprocessing
+from engine.recipe import image_transform, kinds
 from engine.recipe.finder import allow_users_files, is_users
 from engine.recipe.resolve import recipe_of_sections
 from engine.recipe.schema import Recipe
@@ -89,7 +89,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         name=name,
         classes=classes.read_text("utf-8-sig").splitlines(),
         size=resolved.model.image_size,
-        transform_spec=preprocessing.transform(resolved.model).spec,
+        transform_spec=image_transform.transform(resolved.model).spec,
         extra={
             "identity": packs.identity(resolved, kind_of(resolved.dataset, name)),
             "adopted": f"{beton.name}; resized by the program that wrote it",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.kinds import Kind, kind_of
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.finder import is_users
 from engine.recipe.schema import Recipe
 from loaders import decoding
@@ -65,7 +65,7 @@ def to_train_on(recipe: Recipe) -> Recipe:
     """The recipe whose packs training reads: larger images if it crops them."""
     if not recipe.train.crops:
         return recipe
-    return dataclasses.replace(recipe, model=preprocessing.crop_from(recipe.model))
+    return dataclasses.replace(recipe, model=image_transform.crop_from(recipe.model))
 
 
 def is_encoded(recipe: Recipe, name: str) -> bool:
@@ -113,7 +113,7 @@ def make_pack(
     """
     from loaders.encode import Images, encode  # late: most jobs only find packs
 
-    transform = preprocessing.transform(recipe.model)
+    transform = image_transform.transform(recipe.model)
     name, dataset, items = kind.name, kind.dataset, listing.items
     if dataset.limit:
         classes = [listing.classes[item.label] for item in items]
@@ -186,7 +186,7 @@ def identity(recipe: Recipe, kind: Kind) -> dict[str, Any]:
         key["background"] = list(decoding.colour(dataset.background))
     return key | {
         "set": kind.name,
-        "transform": preprocessing.transform(recipe.model).spec,
+        "transform": image_transform.transform(recipe.model).spec,
         "format": PACK_FORMAT,
     }
 

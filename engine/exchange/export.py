@@ -43,7 +43,7 @@ from engine.model_files.descriptions import (
 from engine.model_files.weights import VISUAL
 from engine.models import clip
 from engine.models.sources import open_clip
-from engine.recipe import preprocessing, yaml_text
+from engine.recipe import image_transform, yaml_text
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells, tensors
 from engine.store.artifacts import Artifact, Store
@@ -118,7 +118,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     average = canonical_mix(entry.mix)
     parents = _parents(Store(folder.parents[1]), average, title, remedy)
     described = read_description(folder / CELL)
-    model = preprocessing.described_model(described.model)
+    model = image_transform.described_model(described.model)
     if open_clip_name(model.arch):
         file = folder / RECIPE
         trained = typed_json.convert(
@@ -191,10 +191,10 @@ def model_of(parents: Iterable[Cell], resolved: Recipe) -> tuple[ModelRecipe, tu
     for cell in parents:
         if (cell.artifact.folder / CELL).is_file():
             described = read_description(cell.artifact.checked(CELL))
-            return preprocessing.described_model(described.model), described.classes or ()
+            return image_transform.described_model(described.model), described.classes or ()
     pack = pack_folder(resolved, resolved.dataset.head_classes)
     classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else ()
-    return preprocessing.described_model(preprocessing.description(resolved.model)), classes
+    return image_transform.described_model(image_transform.description(resolved.model)), classes
 
 
 def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:
@@ -271,7 +271,7 @@ def _of_open_clip(row: DescribedModel, net: nn.Module) -> Files:
     model = replace(row.model, weights=replace(weights, clip=name))
     both = open_clip.open_model(model, cache_folder()).state_dict()
     tower = {k: v for k, v in net.state_dict().items() if k.startswith(VISUAL)}
-    images = preprocessing.data_config(row.model)
+    images = image_transform.data_config(row.model)
     resize = {timms: ours for ours, timms in CROP_MODES.items()}[images["crop_mode"]]
     config = {
         "model_cfg": clip.config(name),
@@ -296,7 +296,7 @@ def _head(classes: Sequence[str]) -> dict[str, Any]:
 def _timm_config(model: ModelRecipe, net: nn.Module, outputs: int) -> dict[str, Any]:
     """timm's config: how to build the net and preprocess images."""
     known: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # of every timm model
-    images = preprocessing.data_config(model)
+    images = image_transform.data_config(model)
     return {
         "architecture": model.arch,
         "num_classes": outputs,

@@ -26,7 +26,7 @@ from engine.measures.rows import PRE, UNION
 from engine.methods.base import Derived
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.weights import TEXT, load_weights
-from engine.recipe import methods, overrides, preprocessing
+from engine.recipe import image_transform, methods, overrides
 from engine.recipe.finder import allow_users_files
 from engine.recipe.methods import METHODS
 from engine.recipe.overrides import Override
@@ -138,7 +138,7 @@ def merged(
         raise ValueError(f"{options.title} makes no choice: leave --holdout out")
     parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
     made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
-    model = preprocessing.described_model(preprocessing.description(resolved.model))
+    model = image_transform.described_model(image_transform.description(resolved.model))
     if open_clip_name(model.arch):
         with_text = (str(file) for file in reversed(files) if TEXT in load_weights(file))
         weights = dataclasses.replace(resolved.model.weights, path=next(with_text, ""))

@@ -38,7 +38,7 @@ from engine.model_files.descriptions import (
 from engine.model_files.model_names import architecture
 from engine.model_files.weights import VISUAL, load_model
 from engine.models import pretrained
-from engine.recipe import overrides, preprocessing
+from engine.recipe import image_transform, overrides
 from engine.recipe.overrides import Override
 from engine.recipe.resolve import recipe_of_sections
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -61,7 +61,7 @@ def resolve(arch: str, given: Sequence[Override]) -> Recipe:
     arch: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
     architecture, key or value, and for a key without effect here.
     """
-    config = preprocessing.data_config(ModelRecipe(name=arch, arch=arch))
+    config = image_transform.data_config(ModelRecipe(name=arch, arch=arch))
     size = side_of(arch, config["input_size"])
     defaults: dict[str, Any] = {"model.arch": arch, "model.image_size": size, "dataset.sets": []}
     defaults["threads"] = torch.get_num_threads()
@@ -341,7 +341,7 @@ def _lacks_head(model: ModelRecipe, file: Path) -> bool:
 def pack_at(resolved: Recipe, place: Path) -> Pack:
     """The pack at a path, or the pack of a folder of <class>/<image>, for a recipe's model."""
     if (place / MANIFEST).is_file():
-        return Pack.open(place, transform_spec=preprocessing.transform(resolved.model).spec)
+        return Pack.open(place, transform_spec=image_transform.transform(resolved.model).spec)
     place = place.absolute()
     dataset = folder.Recipe(
         name="folder",

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Description:
     """The description of a model in the file `source`.
 
-    model: values of `engine.recipe.preprocessing.description`, possibly incomplete. classes: the
+    model: values of `engine.recipe.image_transform.description`, possibly incomplete. classes: the
     head's, in order, or None if the file does not name them. outputs: of the head, or None if
     unknown. options: further arguments of timm's factory.
     """

@@ -15,7 +15,7 @@ from torch import nn
 from engine.errors import RecipeError
 from engine.model_files.architectures import open_clip_name, timm_config
 from engine.models import clip
-from engine.recipe.preprocessing import data_config
+from engine.recipe.image_transform import data_config
 from engine.recipe.schema import ModelRecipe
 
 

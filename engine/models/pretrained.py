@@ -23,7 +23,7 @@ from engine.model_files.descriptions import TIMM_WEIGHTS, head_beside
 from engine.model_files.weights import State, load_model, load_weights, weights_file
 from engine.models import hub_errors
 from engine.models.clip import ClassTexts
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
@@ -83,7 +83,7 @@ def fetch(recipe: ModelRecipe, cache: Path, texts: ClassTexts | None = None) -> 
     """
     source = _source(recipe)
     if source in DOWNLOADED:
-        log.info("%s", preprocessing.choices(recipe))
+        log.info("%s", image_transform.choices(recipe))
     if source in SOURCES:
         return SOURCES[source](recipe)
     module = importlib.import_module(f"engine.models.sources.{source}")
@@ -140,7 +140,7 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
 
 
 def _from_timm(recipe: ModelRecipe) -> nn.Module:
-    preprocessing.data_config(recipe)  # raises RecipeError for an unknown architecture
+    image_transform.data_config(recipe)  # raises RecipeError for an unknown architecture
     config = timm.get_pretrained_cfg(recipe.arch)
     # From a hub without safetensors, timm would load a pickle.
     of_hub = config is not None and config.hf_hub_id

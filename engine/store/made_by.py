@@ -26,7 +26,7 @@ CODE = (
     "engine/model_files",
     "engine/models",
     "engine/otdd",
-    "engine/recipe/preprocessing.py",
+    "engine/recipe/image_transform.py",
     "engine/run.py",
     "engine/training",
     "kernels",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.run import Run
 from loaders.augment import Augment
 from loaders.batches import Batch
@@ -56,7 +56,7 @@ def batches(run: Run, shares: Sequence[Share], epoch: int) -> Iterator[Batch]:
     if not run.recipe.train.augment:
         yield from read
         return
-    train, transform = run.recipe.train, preprocessing.transform(run.recipe.model)
+    train, transform = run.recipe.train, image_transform.transform(run.recipe.model)
     is_bicubic = transform.interpolation == "bicubic"
     augment = Augment(
         transform.image_size, train.augment, train.crop_scale, is_bicubic, run.recipe.seed

@@ -27,7 +27,7 @@ from engine.model_files.checkpoint_table import Line
 from engine.model_files.descriptions import describe_checkpoint
 from engine.model_files.weights import State, load_model, load_weights
 from engine.models import pretrained
-from engine.recipe import preprocessing, schema
+from engine.recipe import image_transform, schema
 from engine.store.cells import Export
 
 
@@ -87,7 +87,7 @@ def check_description(line: Line, context: Context) -> None:
     described = describe_checkpoint(line.file)
     if described is None:
         return
-    ours = preprocessing.description(context.recipe.model)
+    ours = image_transform.description(context.recipe.model)
     for key, value in described.model.items():
         if key in ours and _plain(ours[key]) != _plain(value):
             raise ValueError(

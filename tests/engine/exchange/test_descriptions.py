@@ -25,7 +25,7 @@ from engine.model_files.descriptions import (
     read_classes,
     read_description,
 )
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
 from helpers import campaigns
@@ -101,7 +101,7 @@ def test_timms_file_beside_the_weights_is_used(user_grid):
         resolved("test_resnet")
     squashed = {"architecture": VIT, "pretrained_cfg": TIMMS | {"crop_mode": "squash"}}
     config.write_text(json.dumps(squashed))
-    assert preprocessing.transform(resolved()).crop_mode == "squash"
+    assert image_transform.transform(resolved()).crop_mode == "squash"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from engine.evaluation.accuracies import OnSet
 from engine.exchange import user_models
 from engine.exchange.export import DescribedModel, write_model
 from engine.model_files.weights import load_model
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
@@ -108,7 +108,7 @@ def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
         assert same(cell.state(), dict(net.state_dict()))
         named = load_recipe("emoji", parsed([f"model=local-dir:{out}"])).model
         assert named.arch == model.arch and named.projection == model.projection
-        assert named.head.fit and "their own head" not in preprocessing.choices(named)
+        assert named.head.fit and "their own head" not in image_transform.choices(named)
         table, again = user_grid.folder / "table.csv", user_grid.folder / "again"
         words = ["evaluate", "--models", str(out), "--sets", str(user_grid.folder / "outline")]
         assert cli.main([*words, "--out", str(table), "--force", runs, "device=cpu"]) == 0
@@ -241,7 +241,7 @@ def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
     compared = {}
     for name, tag in open_clip.list_pretrained():
         expected = open_clip.get_pretrained_cfg(name, tag)
-        actual = preprocessing.clip_data_config(f"open_clip:{name}", tag)
+        actual = image_transform.clip_data_config(f"open_clip:{name}", tag)
         assert [actual[key] for key in keys] == [expected[key] for key in keys], (name, tag)
         how = (expected["interpolation"], expected["resize_mode"])
         if how in compared:
@@ -253,7 +253,7 @@ def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
             size=32, **{k: expected[k] for k in (*keys, "resize_mode")}
         )
         by_open_clip = open_clip.transform.image_transform_v2(cfg, is_train=False)(image)
-        pixels = torch.from_numpy(preprocessing.transform(recipe)(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(image_transform.transform(recipe)(image)).permute(2, 0, 1)
         by_engine = models.Normalize(recipe, torch.device("cpu"))(pixels[None])[0]
         assert_near(by_engine, by_open_clip, atol=1e-5)
         compared[how] = by_engine
@@ -262,7 +262,7 @@ def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
 
 def test_without_a_tag_images_are_as_all_weights_of_open_clip_want_them(open_clip):
     def preparation(name: str, tag: str = "") -> tuple:
-        config = preprocessing.clip_data_config(f"open_clip:{name}", tag)
+        config = image_transform.clip_data_config(f"open_clip:{name}", tag)
         return config["mean"], config["interpolation"], config["crop_mode"]
 
     usual = preparation("ViT-B-16")

@@ -20,7 +20,7 @@ from engine.model_files.architectures import installed_config, stored_architectu
 from engine.model_files.model_names import architecture
 from engine.models import pretrained
 from engine.models.clip import ClassTexts
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.catalogue import ROOT
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
@@ -87,12 +87,12 @@ def test_open_clips_weights_decide_about_the_activation():
     settings = {"model.image_size": 224, "model.weights.tag": "openai"}
     assert architecture("open_clip:ViT-B-16/openai") == (chosen.arch, settings)
     assert architecture("open_clip:ViT-B-16") == ("open_clip:ViT-B-16", {})
-    assert "zero-shot head; 224 px, bicubic" in preprocessing.choices(chosen)
+    assert "zero-shot head; 224 px, bicubic" in image_transform.choices(chosen)
 
 
 def test_a_vision_tower_of_timms_says_why_its_head_is_fitted():
     words = ["model=vit_base_patch16_siglip_224.v2_webli", "model.head.fit_on=imagenet_train"]
-    chosen = preprocessing.choices(load_recipe("imagenet_rib", parsed(words)).model)
+    chosen = image_transform.choices(load_recipe("imagenet_rib", parsed(words)).model)
     assert "head fitted on imagenet_train, as timm's weights have no text tower" in chosen
     assert "open_clip:NAME/TAG has it, and a zero-shot head" in chosen
     assert model("open_clip:ViT-B-16/laion2b_s34b_b88k").arch == "open_clip:ViT-B-16"

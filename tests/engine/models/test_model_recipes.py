@@ -12,7 +12,7 @@ import torch
 
 from engine import models
 from engine.methods.base import Trained
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.campaigns import each_model, methods_of
 from engine.recipe.catalogue import ROOT
 from engine.recipe.methods import METHODS
@@ -82,7 +82,7 @@ def test_name_resolves_and_gives_the_published_transform(name):
     assert options.name == name
     assert options.arch in timm.list_pretrained()
     resize, interpolation, (mean, std) = TRANSFORMS[name]
-    transform, config = preprocessing.transform(options), preprocessing.data_config(options)
+    transform, config = image_transform.transform(options), image_transform.data_config(options)
     assert transform.image_size == 224
     assert math.floor(224 / transform.crop) == resize
     assert (transform.interpolation, transform.crop_mode) == (interpolation, "center")
@@ -96,7 +96,7 @@ def test_name_resolves_and_gives_the_published_transform(name):
 def test_backbones_without_a_head_have_their_authors_transform(name):
     options = model(name)
     assert options.arch in timm.list_pretrained() and options.head.fit and not options.projection
-    transform, config = preprocessing.transform(options), preprocessing.data_config(options)
+    transform, config = image_transform.transform(options), image_transform.data_config(options)
     *expected, (mean, std) = HEADLESS[name]
     assert [transform.crop, transform.interpolation, transform.crop_mode] == expected
     assert transform.image_size == 224

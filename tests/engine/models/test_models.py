@@ -13,7 +13,7 @@ from torch import nn
 from engine import models
 from engine.errors import RecipeError
 from engine.machine import precision
-from engine.recipe import preprocessing
+from engine.recipe import image_transform
 from engine.recipe.schema import ModelRecipe
 from helpers.twins import assert_near
 
@@ -59,7 +59,7 @@ def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_pixels_and_their_normalisation_are_timms(arch, options):
     options = recipe(arch, **options)
-    transform, size = preprocessing.transform(options), options.image_size
+    transform, size = image_transform.transform(options), options.image_size
     for width, height in SHAPES:
         image = photo(width, height)
         pixels = transform(image)
@@ -86,10 +86,10 @@ def test_a_transform_is_named_by_what_determines_the_pixels():
     usual = {"image_size": 32, "interpolation": "bicubic", "crop": 0.9}
     options = {"crop": 0.9, "interpolation": "bicubic", "crop_mode": "center"}
     for arch in ARCHS:
-        assert preprocessing.transform(recipe(arch, **options)).spec == usual, (
+        assert image_transform.transform(recipe(arch, **options)).spec == usual, (
             "as older packs are named"
         )
-    squashed = preprocessing.transform(recipe(ARCHS[0], **options | {"crop_mode": "squash"}))
+    squashed = image_transform.transform(recipe(ARCHS[0], **options | {"crop_mode": "squash"}))
     assert squashed.spec == usual | {"crop_mode": "squash"}
     assert pickle.loads(pickle.dumps(squashed)) == squashed  # it goes to encoding processes
 
@@ -128,7 +128,7 @@ def test_head_of_features_is_the_model_to_the_bit_and_in_fp32(arch, projection, 
 )
 def test_what_cannot_be_a_model_is_refused(arch, options, message):
     with pytest.raises(RecipeError, match=message):
-        preprocessing.transform(recipe(arch, **options))
+        image_transform.transform(recipe(arch, **options))
         models.create(recipe(arch, **options), 3)
 
 
