@@ -142,14 +142,16 @@ def read_columns(path: Path, schema: pa.Schema) -> pa.Table:
     if meta.num_rows > MOST_ROWS or values > MOST_VALUES * meta.num_rows:
         raise pa.ArrowInvalid(f"{meta.num_rows:,} rows, or the values in a row, are too many")
     total = sum(part.total_uncompressed_size for part in parts)
-    table = None if total > MOST_BYTES else file.read(schema.names, use_threads=False)
-    for name in texts if table else ():
+    if total > MOST_BYTES:
+        raise pa.ArrowInvalid(f"{total:,} bytes are too many")
+    table = file.read(schema.names, use_threads=False)
+    for name in texts:
         lengths = (pc.call_function("binary_length", [c.dictionary]) for c in table[name].chunks)
         longest = max((pc.call_function("max", [part]).as_py() or 0 for part in lengths), default=0)
         total += longest * len(table)
         if longest > LONGEST:
             raise pa.ArrowInvalid(f"a {name} has {longest:,} bytes in {len(table):,} rows")
-    if table is None or total > MOST_BYTES:
+    if total > MOST_BYTES:
         raise pa.ArrowInvalid(f"{total:,} bytes are too many")
     return table.cast(schema.with_metadata(table.schema.metadata))
 
