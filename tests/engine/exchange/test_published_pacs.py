@@ -15,16 +15,22 @@ PUBLISHED = ROOT / "docs" / "pacs"
 
 
 def test_the_first_page_has_the_numbers_of_the_published_grid():
-    shown = re.findall(
-        r"^\| [^|]+ \| (\S+) \[(\S+), (\S+)\] \|$", (ROOT / "README.md").read_text(), re.M
-    )
-    rows = read_csv(PUBLISHED / "report" / "mri.csv").query("headline and method != 'pretrained'")
-    numbers = rows.sort_values("mRI_pts", ascending=False)[
-        ["mRI_pts", "mRI_low", "mRI_high"]
-    ].to_numpy()
-    assert [tuple(row) for row in shown] == [
-        tuple(f"{value:+.1f}".replace("-", "−") for value in row) for row in numbers
-    ]
+    text = (ROOT / "README.md").read_text()
+    shown = [row.split(" | ") for row in re.findall(r"^\| (.* \| [\d.]+) \|$", text, re.M)]
+    rows = read_csv(PUBLISHED / "report" / "mri.csv").query("headline").set_index("method")
+    rows = rows.sort_values("mRI_pts", ascending=False)
+    of_models = read_csv(PUBLISHED / "report" / "accuracy.csv").query("headline")
+    pairs = zip(of_models["downstream"], of_models["evaluated_on"], strict=True)
+    of_models = of_models.assign(trained=[on in downstream.split("+") for downstream, on in pairs])
+    means = of_models.groupby(["trained", "method", "downstream"])["accuracy_pct"].mean()
+    means = means.groupby(["trained", "method"]).mean()
+    assert len(shown) == len(rows) == 17
+    for (_, mri, left_out, trained), (method, row) in zip(shown, rows.iterrows(), strict=True):
+        ends = (
+            f"{row[name]:+.1f}".replace("-", "−") for name in ("mRI_pts", "mRI_low", "mRI_high")
+        )
+        assert mri == ("" if method == "pretrained" else "{} [{}, {}]".format(*ends))
+        assert (left_out, trained) == tuple(f"{means[own, method]:.1f}" for own in (False, True))
 
 
 @pytest.mark.slow
