@@ -96,7 +96,7 @@ def load_recipe(
     if downstream is not None:
         values[DOWNSTREAM] = downstream
     resolved = typed.build(values, Recipe, options, f"recipe {name!r}")
-    if file is None and not resolved.trained_on:
+    if (file is None or campaign_name) and not resolved.trained_on:
         # The command line selects columns of a campaign, which are scored as with the others.
         grids = [grid_keys(campaign_name, of_grid) for of_grid in ((), given)]
         columns = chain(*(grid.trained_on(resolved.dataset) for grid in grids))

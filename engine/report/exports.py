@@ -76,7 +76,8 @@ def latex(table: Table) -> str:
     """The table for LaTeX's booktabs, with the page's formatting, caption and label."""
     shown = columns.shown(table.data)
     cells = {of.name: [text.translate(LATEX) for text in of.texts] for of in shown}
-    for name in map(str, table.data[[*table.best]].dropna(axis=1, how="all")):
+    best = table.data[[name for name in table.best if name in cells]]
+    for name in map(str, best.dropna(axis=1, how="all")):
         place = table.data[name].argmax()
         cells[name][place] = f"\\textbf{{{cells[name][place]}}}"
     style = pandas.DataFrame(cells).style.hide(axis="index")

@@ -80,7 +80,7 @@ def begun(number: str) -> Begun:
 def run(script: str, *plans: Plan) -> None:
     """Campaigns of the toy, whose workflow is a line for a shell in place of Snakemake."""
     plans[0].place.path.mkdir(parents=True, exist_ok=True)
-    where = sites.of(RunOptions("toy"), plans)
+    where = sites.of(RunOptions("toy", cores=1), plans)
     workflow.run_snakemake(["/bin/sh", "-c", script], plans, where, {"PATH": "/usr/bin:/bin"})
 
 

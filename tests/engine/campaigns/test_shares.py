@@ -36,7 +36,7 @@ import os, sys
 from engine.methods.fine_tune import Method, Recipe
 
 with open(os.environ["RAN"], "a") as file:
-    print(sys.argv[1], file=file)
+    print(*sys.argv[1:2], file=file)
 """
 
 

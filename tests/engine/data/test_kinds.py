@@ -394,7 +394,7 @@ def test_a_users_kind_does_not_run_where_its_pack_exists(mixed, grid, tmp_path):
     """The job that makes the pretrained model, whose name in the store holds no word of the file,
     runs the file neither itself nor, once there is a pack, in another process."""
     (tmp_path / "kept.py").write_text(USERS, encoding="utf-8")
-    text = BENCHMARK[: BENCHMARK.index("own:")] + "own: {tinted: {kind: kept.py}}\n"
+    text = BENCHMARK[: BENCHMARK.index("per_dataset:")] + "per_dataset: {tinted: {kind: kept.py}}\n"
     (tmp_path / "mixed.yaml").write_text(text, encoding="utf-8")
     campaign = "extends: emoji\ndataset: mixed.yaml\nmodel: vit_tiny_random\nmethods: [fine_tune]\n"
     (tmp_path / "c.yaml").write_text(f"{campaign}device: cpu\n", encoding="utf-8")

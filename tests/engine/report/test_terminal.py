@@ -127,7 +127,7 @@ def test_several_seeds_have_a_file(tmp_path):
     assert "They also cover 2 training seeds." in about.how_to_read(results).text
     table = tables(results)["seeds.csv"]
     assert ",".join(table.columns) == (
-        "model,method,variant,alpha,setting,downstream,evaluated_on,seed,n,accuracy"
+        "model,method,variant,alpha,setting,downstream,evaluated_on,seed,images,accuracy_pct"
     )
     assert set(table["seed"]) == {0, 7}
 
