@@ -18,7 +18,7 @@ CALIBRATION_BYTES = 156  # extra with `evaluate.calibration`: measured on 8192 r
 PROCESS_GB = 3.0  # Python, torch, numba and compiled code
 COPIES = 4  # of a model in training: weights, gradient and two moments of the optimizer
 STEP_BYTES = 28  # memory traffic of an optimizer's step per fp32 parameter
-EXCHANGE_BYTES = 24  # of DeepSpeed's copies beside an all-reduce: flattened, scaled, copied back
+EXCHANGE_BYTES = 16  # of DeepSpeed's copies beside an all-reduce: flattened and copied back
 
 
 @dataclass(frozen=True)

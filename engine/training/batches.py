@@ -32,20 +32,19 @@ def epoch_shares(
 ) -> Iterator[Share]:
     """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
 
-    The order depends on seed and epoch only. Weights make the mean over ranks and micro-batches
-    equal to the mean over the samples of the global batch, including an uneven last batch. A rank
-    without samples gets a sample of weight zero, because every rank must take part in a step.
-    A micro-batch has the same samples on any number of ranks, so batch norms see the same.
+    The order depends on seed and epoch only. Summed over ranks and averaged over micro-batches,
+    weighted samples give the mean of the global batch, also of an uneven last one. A rank without
+    samples gets a sample of weight zero, because every rank must take part in a step. A micro-batch
+    has the same samples on any number of ranks, so batch norms see the same.
     """
     recipe = run.recipe
-    parts = world * recipe.train.accumulation
     order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
     for start in range(0, len(order), recipe.train.batch_size):
         batch = order[start : start + recipe.train.batch_size]
         for micro_batch in np.array_split(batch, recipe.train.accumulation):
             piece = np.array_split(micro_batch, world)[rank]
             if len(piece):
-                yield Share(piece, parts / len(batch), len(micro_batch))
+                yield Share(piece, recipe.train.accumulation / len(batch), len(micro_batch))
             else:
                 yield Share(batch[:1], 0.0, len(micro_batch))
 

@@ -74,7 +74,7 @@ class TrainingState:
 
     def __init__(self, engine: Any, method: Trained, sums: Mapping[str, Tensor]) -> None:
         """sums: scalars of this rank on the engine's device; resuming on another number of ranks
-        uses their mean."""
+        divides their total among these."""
         persistent = method.state_dict(keep_vars=True).keys()
         buffers = {name: buffer for name, buffer in method.named_buffers() if name in persistent}
         self._module = dict(method.named_parameters()) | buffers
@@ -117,7 +117,8 @@ class TrainingState:
                 generator.set_state(rows[ranks.rank() % len(rows)].clone())
         for name, value in self._sums.items():
             rows = state[SUMS + name]
-            value.copy_(rows[ranks.rank()] if len(rows) == ranks.world() else rows.mean())
+            same = len(rows) == ranks.world()
+            value.copy_(rows[ranks.rank()] if same else rows.sum() / ranks.world())
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._module.items():

@@ -3,7 +3,8 @@
 rank_worker.py FOLDER JOBS RESULTS RANKS. JOBS is a JSON list of {"runs", "words", "how", "step",
 "after"}; how: `stop` raises before that optimizer step on every rank, `term` sends SIGTERM to the
 last rank alone, `evaluate` evaluates the cell, `clip` compares clipped gradients with DeepSpeed's,
-`part` measures a rank's part of an optimizer with `train.zero`, `full` lets the first rank find no
+`part` measures a rank's part of an optimizer with `train.zero`, `exchange` counts what a step's
+exchange of gradients writes, `full` lets the first rank find no
 room for features and then for a snapshot; after: where checkpoints are copied from first. Rank 0
 writes a JSON list: for each job the cell's folder and the steps that it took, or the message that
 ended or refused it, or the largest difference or part on any rank, or the error of each rank. The
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.utils import clip_grad_norm_
-from torch import nn
+from torch import is_tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engine.cells.build import SNAPSHOTS, Followed
 from engine.errors import OtherRankError, PreemptedError
@@ -39,9 +43,9 @@ from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.store import pending
 from engine.store.artifacts import Store
-from engine.training import optim
+from engine.training import loop, optim
 from helpers import processes
-from helpers.grids import SETS, Grid
+from helpers.grids import SETS, Grid, Prepared, prepared
 from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed
 from loaders.files.root import Root
 
@@ -52,6 +56,8 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
     if job.get("how") == "part":
         return [ranks.most(part_of_rank())]
     grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
+    if how == "exchange":
+        return [exchanged(prepared(grid, *words))]
     if "after" in job:
         if ranks.rank() == 0:
             before, here = (Path(runs) / "store" / "pending" for runs in (job["after"], grid.runs))
@@ -116,6 +122,44 @@ def clipping_difference() -> float:
         for most in (0.3, 1e4)
         for a, b in zip(clipped(most, True), clipped(most, False), strict=True)
     )
+
+
+class Written(TorchDispatchMode):
+    """The bytes that operations write, by operation; views write none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if is_tensor(t)}
+        made = function(*args, **(kwargs or {}))
+        writes = function._schema.is_mutable or function.namespace == "c10d"
+        for tensor in filter(is_tensor, tree_leaves(args[0] if writes else made)):
+            if writes or tensor.untyped_storage().data_ptr() not in given:
+                self.of[function.overloadpacket._qualified_op_name] += tensor.nbytes
+        return made
+
+
+def exchanged(case: Prepared) -> dict[str, float]:
+    """What DeepSpeed writes after a backward pass, by operation, in parts of the gradients'
+    bytes."""
+    with (
+        loop.initialized(case.method, case.builder) as engine,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        exchange = engine.allreduce_gradients
+
+        def watched(*words: object, **named: object) -> None:
+            with written:
+                exchange(*words, **named)
+
+        written = Written()
+        patch.setattr(engine, "allreduce_gradients", watched)
+        engine.train()
+        engine.backward(engine(case.batch).mean())
+        gradients = sum(p.nbytes for p in case.method.parameters() if p.requires_grad)
+    return {name: count / gradients for name, count in written.of.items()}
 
 
 def part_of_rank() -> float:

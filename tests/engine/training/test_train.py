@@ -212,9 +212,10 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
         assert all(1 <= len(share.index) <= micro for share in step_shares)
         positions = np.concatenate([share.index for share in step_shares if share.weight])
         np.testing.assert_array_equal(positions, whole.index)
-        # DeepSpeed averages over ranks and micro-batches: every sample must weigh 1 / len(batch).
+        # DeepSpeed sums over ranks and averages over micro-batches: every sample must weigh
+        # 1 / len(batch).
         for share in step_shares:
-            assert share.weight in (0.0, pytest.approx(parts / len(whole.index)))
+            assert share.weight in (0.0, pytest.approx(accumulation / len(whole.index)))
     everything = np.concatenate([share.index for share in plain])
     np.testing.assert_array_equal(np.sort(everything), np.arange(10, 10 + n))
 

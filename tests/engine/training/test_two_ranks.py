@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from engine.cost import estimate
 from helpers import rank_worker
 from helpers.grids import Grid, distance, same
 from helpers.interruptions import EVERY_STEP, interrupted, resumed
@@ -56,6 +57,7 @@ def two_ranks(
             )
         ]
     jobs += [
+        {"how": "exchange", "runs": places["plain"].runs, "words": []},
         {"how": "part"},
         {"runs": places["full"].runs, "words": ["method=lwf"], "how": "full"},
         {"runs": places["signal"].runs, "words": WITHOUT_ZERO, "step": 2, "how": "term"},
@@ -87,6 +89,15 @@ def test_weights_are_those_without_zero_and_interruption(two_ranks, number):
         tensors, entries = weights_and_history(folder)
         assert distance(tensors, expected) < 1e-5
         assert entries == [pytest.approx(entry, rel=1e-3) for entry in history]
+
+
+@pytest.mark.slow
+def test_deepspeed_copies_all_gradients_twice_in_an_exchange(two_ranks):
+    """As the plan counts: into one tensor and back, each read and written, and no scaling."""
+    (written,) = two_ranks[1][-4]
+    passes = {"aten::cat": 1, "c10d::allreduce_": 1, "aten::copy_": 1}
+    assert written == pytest.approx(passes)
+    assert estimate.EXCHANGE_BYTES == 2 * 2 * 4
 
 
 @pytest.mark.slow
