@@ -32,7 +32,7 @@ NEAR = 1.05  # a prediction does not tell apart what is closer
 NODE_GPUS = 8  # a job runs on one node
 JOBS_PER_COLUMN = (1, 2, 4, 8)  # that are compared
 ROUNDS = 4  # columns per GPU, above which a column's end leaves few of them idle
-MOST_QUEUED = 100  # columns whose jobs a queue takes several times over
+MOST_QUEUED = 100  # columns, above which a queue takes one job of each
 MOST_STARTS = 0.2  # of queued jobs' GPU time
 TYPICAL = "A100"  # the GPU of predictions that decide; others have other times and similar shares
 
@@ -133,7 +133,7 @@ def queued_shape(
     """The shape with which campaigns end first if every job finds its GPUs at once, of those that
     take at most `MOST_STARTS` of their time to start jobs; and the gain over a job per column."""
     ends = {}
-    for jobs in JOBS_PER_COLUMN if _columns(grids) <= MOST_QUEUED else JOBS_PER_COLUMN[:1]:
+    for jobs in JOBS_PER_COLUMN:
         shape = Shape(gpus_per_job, jobs)
         places = gpus_per_job * sum(len(grid.plan.jobs) for grid in _shaped(grids, shape))
         ends[shape] = simulated(grids, device, places, shape)

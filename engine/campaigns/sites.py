@@ -140,6 +140,8 @@ def _queued_shape(options: RunOptions, plans: Sequence[Plan], device: str) -> Sh
     from engine.campaigns import simulation
     from engine.cost import estimate
 
+    if sum(len(plan.columns) for plan in plans) > simulation.MOST_QUEUED:
+        return Shape(max(1, options.gpus_per_job))
     grids = [simulation.planned(plan) for plan in plans]
     on = estimate.cpu(options.cores) if device == "cpu" else estimate.gpu(simulation.TYPICAL)
     shape, times = simulation.queued_shape(grids, on, max(1, options.gpus_per_job))

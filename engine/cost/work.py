@@ -21,7 +21,6 @@ from engine.model_files.architectures import stored_architectures
 from engine.recipe import kinds
 from engine.recipe.finder import is_users
 from engine.recipe.schema import ModelRecipe, Recipe
-from loaders.files.durable import short_digest
 from loaders.pack import MANIFEST, Pack
 
 FULL_PASSES = 3.0  # a forward and a backward pass; assumed for users' methods, which do not run
@@ -187,7 +186,7 @@ def column(
     # What a cell combines, its own row trains, if there is one.
     for number in sorted(range(len(cells)), key=lambda k: not cells[k][0].method.trains):
         for cell in cells[number]:
-            distinct.setdefault(short_digest(dataclasses.asdict(cell.untitled)), (number, cell))
+            distinct.setdefault(repr(cell.untitled), (number, cell))
     # extra: models evaluated without a pass of their own (fitted heads and ensembles)
     work, networks, extra, weights = list[Work](), 0, 0, 0
     for number, cell in distinct.values():

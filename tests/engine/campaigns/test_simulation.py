@@ -118,11 +118,6 @@ def test_queued_jobs_spend_at_most_a_fifth_of_their_time_on_starts(grid):
     shape, gain = queued_shape([grid], slow, 1)
     assert shape == Shape(1, 4) and gain > 1.2
     assert queued_shape([grid], slow, 2)[0] == Shape(2, 4)
-    many = [Column("few", Setting({"seed": seed})) for seed in range(simulation.MOST_QUEUED + 1)]
-    plan = dataclasses.replace(grid.plan, columns=tuple(many))
-    columns = grid.costs.columns[:1] * len(many)
-    large = Planned(plan, dataclasses.replace(grid.costs, columns=columns))
-    assert queued_shape([large], slow, 1) == (ONE, 1.0)
 
 
 def test_a_published_grid_simulated_and_by_its_parts():

@@ -15,12 +15,13 @@ import torch
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from engine.campaigns import sites, workflow
-from engine.campaigns.plan import Plan
+from engine.campaigns import simulation, sites, workflow
+from engine.campaigns.plan import Column, Plan
 from engine.campaigns.schedulers import RunOptions, slurm
 from engine.campaigns.sites import Site
 from engine.cost import estimate, flops
 from engine.errors import CampaignError
+from engine.measures.rows import Setting
 from helpers import campaigns
 from helpers.processes import programs
 
@@ -100,6 +101,16 @@ def test_jobs_of_cores_are_whole_columns_unless_an_option_says_otherwise(
     shares = dataclasses.replace(plan, jobs_per_column=where.jobs_per_column)
     asked = sites.resources(RunOptions(cores=2), where, shares)
     assert where.jobs_per_column == 4 and asked["train"] == {"threads": 1, "gpu": 0}
+
+
+def test_queued_columns_of_a_large_campaign_are_one_job_each(folder, tmp_path, monkeypatch):
+    """Without an estimate, which takes seconds for thousands of columns."""
+    plan = plan_of(folder, tmp_path)
+    seeds = range(simulation.MOST_QUEUED + 1)
+    large = dataclasses.replace(plan, columns=[Column("few", Setting({"seed": k})) for k in seeds])
+    monkeypatch.setattr(estimate, "of", mock.Mock(side_effect=AssertionError("no estimate")))
+    (tmp_path / "config.yaml").touch()
+    assert sites.of(RunOptions(cores=2, profile=tmp_path), [large]).jobs_per_column == 1
 
 
 def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch):
