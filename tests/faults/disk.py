@@ -95,7 +95,7 @@ def only_error(ended: Ended, done: str) -> str:
     return errors[0]
 
 
-def flip(path: Path, rng: random.Random, _: list[Path]) -> None:
+def flip(path: Path, rng: random.Random, _files: list[Path]) -> None:
     """Change up to 8 bytes; half of the time those that are not zero, as padding is."""
     data = np.fromfile(path, np.uint8)
     content = np.flatnonzero(data) if rng.random() < 0.5 else np.arange(len(data))

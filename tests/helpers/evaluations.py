@@ -72,7 +72,9 @@ def same(actual: list, expected: list) -> bool:
 def average(states: Sequence[State], shares: Sequence[float]) -> State:
     """In float64; integers are the first state's."""
     return {
-        name: sum(w * state[name].double() for w, state in zip(shares, states, strict=True))
+        name: torch.stack(
+            [w * state[name].double() for w, state in zip(shares, states, strict=True)]
+        ).sum(0)
         if tensor.is_floating_point()
         else tensor
         for name, tensor in states[0].items()

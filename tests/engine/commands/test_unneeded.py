@@ -47,8 +47,8 @@ def left(runs: Path) -> set[str]:
 @pytest.fixture
 def held(runs) -> tuple[str, str, str]:
     """A cell that a finished campaign may need, another one, and features."""
-    cells = (artifact(runs, "cells", name, 3000) for name in ("a", "b"))
-    return *cells, artifact(runs, "features", "c", 500)
+    a, b = (artifact(runs, "cells", name, 3000) for name in ("a", "b"))
+    return a, b, artifact(runs, "features", "c", 500)
 
 
 def test_what_no_finished_campaign_needs_goes(runs, held, gc):

@@ -87,7 +87,7 @@ def check_difference(read, row, variance: float, freedom: int) -> None:
     def half_width(p: float) -> float:
         if freedom < 4:
             quantiles = stats.t.isf(p / 2, [29, freedom])
-            return np.sqrt(quantiles**2 @ [of_images, variance])
+            return float(np.sqrt(quantiles**2 @ [of_images, variance]))
         total = of_images + variance
         of_total = total**2 / (of_images**2 / 29 + variance**2 / freedom)
         return stats.t.isf(p / 2, of_total) * np.sqrt(total)

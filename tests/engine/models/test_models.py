@@ -43,7 +43,9 @@ def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
     chosen |= {"mean": recipe.mean, "std": recipe.std, "crop_mode": recipe.crop_mode}
     config |= {key: value for key, value in chosen.items() if value is not None}
     config["input_size"] = (3, recipe.image_size, recipe.image_size)
-    return create_transform(**config, is_training=False, **options)(image)
+    made = create_transform(**config, is_training=False, **options)(image)
+    assert isinstance(made, torch.Tensor)
+    return made
 
 
 @pytest.mark.parametrize(

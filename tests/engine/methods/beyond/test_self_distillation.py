@@ -50,7 +50,8 @@ def tracers(before: Weights, states: list[Weights]) -> Iterator[Weights]:
         seen.append(state)
         if step:
             yield {
-                name: sum(w * s[name] for w, s in zip(weights, seen, strict=True)) / sum(weights)
+                name: torch.stack([w * s[name] for w, s in zip(weights, seen, strict=True)]).sum(0)
+                / sum(weights)
                 for name in before
             }
 

@@ -22,7 +22,9 @@ def section_of(*shapes: dict[int, tuple[int, int]], **options: Any) -> Section:
         for method, steps in zip(METHODS, shapes, strict=True)
         for step, accuracy in steps.items()
     }
-    return curves.during_training(of_arms(arms, before=40, methods=METHODS, **options))
+    section = curves.during_training(of_arms(arms, before=40, methods=METHODS, **options))
+    assert section
+    return section
 
 
 def test_claims_of_either_outcome_and_a_figure_of_every_point():

@@ -124,7 +124,7 @@ def test_rules_choose_by_the_stored_predictions(tmp_path: Path) -> None:
         before, after = (
             [hits[*of, j].mean() for j in others] for of in ((None, PRE, ""), (rate, method, i))
         )
-        return 100 * (np.mean(after) - np.mean(before))
+        return 100 * float(np.mean(after) - np.mean(before))
 
     found = tuning.tuned(of_evaluations(evaluations, holdout=True, rows=ROWS))
     half = (np.arange(60) // 2).astype(str)  # concepts, whose names are sorted as text
