@@ -141,7 +141,7 @@ def _group(path: str, group: int, column: str) -> pa.ChunkedArray:
     found = file.metadata.row_group(group)
     parts = (found.column(number) for number in range(found.num_columns))
     sizes = (p.total_compressed_size for p in parts if p.path_in_schema.startswith(column))
-    most, chunks = max(SMALL, MOST_SHRUNK * sum(sizes)), []
+    most, chunks = min(MOST_BYTES, max(SMALL, MOST_SHRUNK * sum(sizes))), []
     try:
         for batch in file.iter_batches(1, [group], [column], use_threads=False):
             chunks.append(batch.column(0))

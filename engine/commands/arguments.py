@@ -285,7 +285,8 @@ def _campaign_options(parser: Parser) -> None:
         "cluster)")  # fmt: skip
     add("--jobs-per-column", type=at_least(1), default=0,
         help="jobs that train a column's cells side by side, and that then evaluate its models; 1: "
-        "one job does all (default: as predicted to end first; 1 on CPU cores)")  # fmt: skip
+        "one job does all (default: as predicted to end first; 1 on this machine's CPU "
+        "cores)")  # fmt: skip
     add = parser.add_argument_group("with --executor slurm").add_argument
     add("--partition", default="", help="partition (default: Slurm's)")
     add("--account", default="", help="account (default: Slurm's)")

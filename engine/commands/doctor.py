@@ -160,7 +160,8 @@ def package(name: str, code: str, cure: str, *, needed: bool = False) -> Diagnos
 def gpu(facts: Mapping[str, Any]) -> Diagnosis:
     """The GPUs that torch sees, or why it sees none although there is a driver."""
     if facts["gpus"]:
-        lacks = [] if facts["bf16"] else ["no bf16, so training uses fp32"]
+        slow = "no native bf16: set train.precision=fp32 and evaluate.precision=fp32"
+        lacks = [] if facts["bf16"] else [slow]
         lacks += [] if facts["nccl"] else ["no NCCL, so a cell cannot use several GPUs"]
         return Diagnosis(OK, "; ".join([*facts["gpus"], *lacks, *facts["warnings"]]))
     try:

@@ -220,14 +220,14 @@ def _from_first(text: str) -> str:
     """Returns rank 0's text on all ranks."""
     if world() == 1:
         return text
-    letters = list(text.encode())
+    letters = list(os.fsencode(text))
     size = torch.tensor([len(letters)], device=_meeting_place())
     dist.broadcast(size, 0)
     letters += [0] * (int(size) - len(letters))
     told = torch.tensor(letters, dtype=torch.uint8, device=_meeting_place())
     if letters:
         dist.broadcast(told, 0)
-    return bytes(told.tolist()).decode()
+    return os.fsdecode(bytes(told.tolist()))
 
 
 def _wait_for(path: Path) -> None:

@@ -16,6 +16,7 @@ from helpers.damage import cut
 from helpers.tarballs import tarball
 from helpers.tiny_packs import SHAPE, draw, make
 from loaders import folders, shards, trees
+from loaders import parquet as parquet_files
 from loaders.pack import Pack
 
 NAMES = ["dog", "cat", "bird"]  # of the labels 0, 1, 2: not in the order of folders
@@ -278,3 +279,15 @@ def test_what_could_be_two_sets_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no .tar or .parquet file matches .*none-\*\.tar"):
         folders.list_folders(root / "none-*.tar")
     assert not shards.exists(root / "none-*.tar")
+
+
+def test_an_image_that_a_file_stores_once_for_many_rows_is_bounded(tmp_path, monkeypatch):
+    """By what its row group may have in memory, and not by the file's size alone."""
+    file, image = tmp_path / "a.parquet", np.random.default_rng(0).bytes(1 << 20)
+    table = pa.table({"image": pa.array([image] * 50), "label": list(range(50))})
+    pq.write_table(table, file, use_dictionary=["image"], dictionary_pagesize_limit=1 << 22)
+    assert file.stat().st_size < 2 << 20
+    monkeypatch.setattr(parquet_files, "MOST_BYTES", 10 << 20)
+    places = [place for place, _, _ in parquet_files.rows(file)]
+    with pytest.raises(ValueError, match="images repeat far more bytes"):
+        places[0].read(1 << 21)

@@ -109,7 +109,8 @@ def test_a_driver_whose_gpus_torch_does_not_see(
 def test_gpus_that_torch_sees_and_what_they_lack():
     assert doctor.gpu(GPU) == Diagnosis(OK, "A100, 80 GiB; A100, 80 GiB")
     assert doctor.gpu(GPU | {"bf16": False, "nccl": False, "warnings": ["an old GPU"]}).detail == (
-        "A100, 80 GiB; A100, 80 GiB; no bf16, so training uses fp32; no NCCL, so a cell cannot use "
+        "A100, 80 GiB; A100, 80 GiB; no native bf16: set train.precision=fp32 and "
+        "evaluate.precision=fp32; no NCCL, so a cell cannot use "
         "several GPUs; an old GPU"
     )
 
