@@ -34,6 +34,14 @@ RAMP = ["#f9f9f9", "#80b2df"]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"]  # 5 by 7 colours are 35 pairs
 LEGEND = {"orient": "bottom", "columns": 3, "title": None, "symbolOpacity": 1}
 WORDS = {"labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal"}
+HEIGHT, LEAST_WIDTH = 340, 420  # of a scatter, in pixels; names need more than this width
+DOT, LETTER = 6, 6.5  # pixels: half of a dot's or a name's height, and the width of a letter
+NAMES: Mapping[str, Spec] = {  # where a dot's name may be, the best place first
+    "right": {"dx": 9, "align": "left"},
+    "left": {"dx": -9, "align": "right"},
+    "above": {"dy": -13},
+    "below": {"dy": 13},
+}
 # Vega-Lite's config of every figure.
 CONFIG: Spec = {
     "background": None,
@@ -162,7 +170,7 @@ def scatter(
     data: pandas.DataFrame, x: str, y: str, color: str, *, curve: str = "", facet: str = ""
 ) -> Spec:
     """One dot per row with a value in the column `color`, which determines colour and shape. Dots
-    are named if there is room and no two share a name.
+    are named where there is room and no two share a name.
 
     curve: a column whose values group rows into lines of small dots, in the order of `alpha`.
     facet: a column with one panel per value.
@@ -184,14 +192,13 @@ def scatter(
         return _facets(data, facet, view, 190)
     dots = data[data[color] != ""]
     if dots[color].duplicated().any():
-        return {"height": 340, **view}
-    name = {"type": "text", "opacity": {"expr": "width > 420 ? 1 : 0"}}
+        return {"height": HEIGHT, **view}
+    name = {"type": "text", "opacity": {"expr": f"width > {LEAST_WIDTH} ? 1 : 0"}}
     text = {"text": {"field": color}}
-    for names, side in zip(_sides(dots, x, y, color), (-1, 1), strict=True):
-        aside = {"dx": 9 * side, "align": "left" if side > 0 else "right"}
+    for place, names in _named(dots, x, y, color).items():
         shown = [{"filter": {"field": color, "oneOf": names}}]
-        layers.append({"transform": shown, "mark": name | aside, "encoding": text})
-    return {"height": 340, **view}
+        layers.append({"transform": shown, "mark": name | NAMES[place], "encoding": text})
+    return {"height": HEIGHT, **view}
 
 
 def curve(
@@ -249,17 +256,25 @@ def drawn(figure: Figure, width: int | str) -> Spec:
     return {"data": data, **figure.spec, **({} if "facet" in figure.spec else {"width": width})}
 
 
-def _sides(dots: pandas.DataFrame, x: str, y: str, name: str) -> tuple[list[str], list[str]]:
-    """The names placed left and right of their dots, away from the nearest other dot."""
-    places = dots[[x, y]].to_numpy(float)
-    scaled = places / np.maximum(np.ptp(places, axis=0), 1e-9)
-    apart = ((scaled[:, None] - scaled) ** 2).sum(axis=2)
-    np.fill_diagonal(apart, np.inf)
-    is_left = [
-        tuple(a) < tuple(b) for a, b in zip(places, places[apart.argmin(axis=1)], strict=True)
-    ]
-    names = dots[name].to_numpy()
-    return names[is_left].tolist(), names[~np.array(is_left)].tolist()
+def _named(dots: pandas.DataFrame, x: str, y: str, name: str) -> dict[str, list[str]]:
+    """The names by their place beside their dots: the first place of `NAMES` where a name covers no
+    dot and no name before it. A name without such a place is left out: the legend has it."""
+    places = dots[[x, y]].to_numpy(float) * (1, -1)  # pixels count down
+    scaled = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
+    pixels = scaled * (LEAST_WIDTH, HEIGHT)
+    taken = [(at - DOT, at + DOT) for at in pixels]
+    named: dict[str, list[str]] = {place: [] for place in NAMES}
+    for at, text in zip(pixels, dots[name], strict=True):
+        size = np.array([LETTER * len(text), 2 * DOT])
+        for place, mark in NAMES.items():
+            offset = np.array([mark.get("dx", 0), mark.get("dy", 0)])
+            middle = at + offset + np.sign(offset) * size * (0.5, 0)
+            low, high = middle - size / 2, middle + size / 2
+            if not any((low < end).all() and (begin < high).all() for begin, end in taken):
+                taken.append((low, high))
+                named[place].append(text)
+                break
+    return {place: names for place, names in named.items() if names}
 
 
 def _facets(data: pandas.DataFrame, facet: str, view: Spec, side: int) -> Spec:
