@@ -186,6 +186,7 @@ def column(
     # What a cell combines, its own row trains, if there is one.
     for number in sorted(range(len(cells)), key=lambda k: not cells[k][0].method.trains):
         for cell in cells[number]:
+            # A digest of all settings would take most of the time of a large campaign's plan.
             distinct.setdefault(repr(cell.untitled), (number, cell))
     # extra: models evaluated without a pass of their own (fitted heads and ensembles)
     work, networks, extra, weights = list[Work](), 0, 0, 0

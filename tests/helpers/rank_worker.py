@@ -4,11 +4,11 @@ rank_worker.py FOLDER JOBS RESULTS RANKS. JOBS is a JSON list of {"runs", "words
 "after"}; how: `stop` raises before that optimizer step on every rank, `term` sends SIGTERM to the
 last rank alone, `evaluate` evaluates the cell, `clip` compares clipped gradients with DeepSpeed's,
 `part` measures a rank's part of an optimizer with `train.zero`, `exchange` counts what a step's
-exchange of gradients writes, `full` lets the first rank find no
-room for features and then for a snapshot; after: where checkpoints are copied from first. Rank 0
-writes a JSON list: for each job the cell's folder and the steps that it took, or the message that
-ended or refused it, or the largest difference or part on any rank, or the error of each rank. The
-exit code is that of every rank.
+exchange of gradients writes, `path` waits for a file whose name is not UTF-8, `full` lets the first
+rank find no room for features and then for a snapshot; after: where checkpoints are copied from
+first. Rank 0 writes a JSON list: for each job the cell's folder and the steps that it took, or the
+message that ended or refused it, or the largest difference or part on any rank, or the error of
+each rank. The exit code is that of every rank.
 
 The ranks are forks of one process, itself a fork of `fork_server`: imports take most of the time.
 `commands/test_launch.py` starts ranks as users do.
@@ -24,6 +24,7 @@ import sys
 import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +57,8 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
     if job.get("how") == "part":
         return [ranks.most(part_of_rank())]
     grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
+    if how == "path":
+        return [ranks.first(lambda: SimpleNamespace(proof=oddly_named(folder))).proof.name]
     if how == "exchange":
         return [exchanged(prepared(grid, *words))]
     if "after" in job:
@@ -122,6 +125,12 @@ def clipping_difference() -> float:
         for most in (0.3, 1e4)
         for a, b in zip(clipped(most, True), clipped(most, False), strict=True)
     )
+
+
+def oddly_named(folder: Path) -> Path:
+    """A file whose name is no text of UTF-8."""
+    (path := folder / os.fsdecode(b"\xff")).touch()
+    return path
 
 
 class Written(TorchDispatchMode):

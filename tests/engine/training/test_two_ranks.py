@@ -57,6 +57,7 @@ def two_ranks(
             )
         ]
     jobs += [
+        {"how": "path", "runs": places["plain"].runs, "words": []},
         {"how": "exchange", "runs": places["plain"].runs, "words": []},
         {"how": "part"},
         {"runs": places["full"].runs, "words": ["method=lwf"], "how": "full"},
@@ -89,6 +90,11 @@ def test_weights_are_those_without_zero_and_interruption(two_ranks, number):
         tensors, entries = weights_and_history(folder)
         assert distance(tensors, expected) < 1e-5
         assert entries == [pytest.approx(entry, rel=1e-3) for entry in history]
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_a_file_whose_name_is_not_utf_8(two_ranks):
+    assert two_ranks[1][-5] == [os.fsdecode(b"\xff")]
 
 
 @pytest.mark.slow
