@@ -56,4 +56,4 @@ def groups(cells: Sequence[CellPlan], most: int) -> list[tuple[int, ...]]:
 
 def _trainings(cell: CellPlan) -> list[Recipe]:
     """The trainings by steps of a cell, and of those that it needs."""
-    return [each.recipe.untitled for each in cell.all() if each.recipe.method.takes_steps]
+    return [each.recipe.untitled for each in cell.trained() if each.recipe.method.takes_steps]

@@ -262,9 +262,9 @@ class Plan:
 
     @property
     def recipes(self) -> list[list[list[Recipe]]]:
-        """Of each column, the recipes of each cell and of all cells that it needs."""
+        """Of each column, the recipes of each cell and of all cells that are trained for it."""
         return [
-            [[cell.recipe for cell in row.all()] for row in self.cells(column)]
+            [[cell.recipe for cell in row.trained()] for row in self.cells(column)]
             for column in self.columns
         ]
 

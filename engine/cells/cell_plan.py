@@ -69,6 +69,14 @@ class CellPlan:
         for need in self.needs.values():
             yield from need.all()
 
+    def trained(self) -> Iterator[CellPlan]:
+        """The cells of `all`, each needed one with every seed that the method needing it asks."""
+        yield self
+        for need in self.needs.values():
+            for seed in self.recipe.method.member_seeds(self.recipe.seed):
+                same = seed == need.recipe.seed
+                yield from (need if same else need.seeded(seed)).trained()
+
     @property
     def runs_users(self) -> bool:
         """Whether making the cell, or one that it needs, runs a user's method file."""

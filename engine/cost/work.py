@@ -1,7 +1,6 @@
 """Counts a campaign's work by job: images, operations, memory traffic and steps.
 
-Left out: encoding packs, reading images, CKA (also of snapshots), selection for greedy soups, and a
-Model Stock's models with other seeds.
+Left out: encoding packs, reading images, CKA (also of snapshots), and selection for greedy soups.
 """
 
 from __future__ import annotations

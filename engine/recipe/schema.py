@@ -288,6 +288,10 @@ class MethodRecipe:
         whole = self.step_passes >= 3  # all parameters learn
         return self.networks or (("network",) if whole else (self.module,))
 
+    def member_seeds(self, first: int) -> Sequence[int]:
+        """The training seeds of the cells in `needs`; first: that of the method's own cell."""
+        return (first,)
+
     @property
     def merged_models(self) -> int:
         """Number of models that an evaluation of a method that does not train runs besides the

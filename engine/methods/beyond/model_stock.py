@@ -24,18 +24,15 @@ from engine.methods.beyond.options.model_stock import Recipe
 from engine.methods.beyond.task_vectors import TaskVectors, Vector
 from engine.store.cells import Cell
 
-# The step between a member's seeds. A campaign has at most 1000 seeds (`schema.Thousand`), all
-# consecutive, so two of its seeds share no member, and intervals over seeds see independent stocks.
-APART = 1000
-
 
 class Method(TaskVectors):
     recipe: Recipe
 
     def members(self, context: Context) -> Sequence[Cell]:
-        first = context.recipe.seed
-        seeds = [first + APART * number for number in range(self.recipe.seeds)]
-        return [context.cell(name, seed=seed) for name in self.recipe.members for seed in seeds]
+        names, seeds = self.recipe.members, self.recipe.member_seeds(context.recipe.seed)
+        # The first seed last: another job may be training it.
+        cells = {(n, seed): context.cell(n, seed=seed) for seed in reversed(seeds) for n in names}
+        return [cells[name, seed] for name in names for seed in seeds]
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         return {name: stocked([vector[name] for vector in vectors]) for name in vectors[0]}

@@ -88,6 +88,9 @@ def test_groups_have_about_equal_work_and_share_no_training():
     # The released LP trains by steps, and LP-FT starts from it.
     released = trained(shared(plan_of("imagenet_rib_released"), 64))
     assert [group for group in released if "lp_ft" in group] == [["linear_probe", "lp_ft"]]
+    # The second seed of Model Stock's member is trained by no other row.
+    stock = shared(plan_of("imagenet_rib_plus", "methods=[fine_tune,model_stock]"), 64)
+    assert sorted(trained(stock)) == [["fine_tune"], ["model_stock"]]
     # A row's soup needs trainings of others: theirs make it wait.
     alone = trained(shared(plan_of("imagenet_rib", "methods=[wise_ft,soup]"), 64))
     assert len(alone) == 1 or all(alone)
