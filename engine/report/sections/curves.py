@@ -14,7 +14,11 @@ from engine.report.results import Results, title
 from engine.report.section import Section, Table
 from engine.report.text import counted, listed, rounded
 
-LABELS = {"downstream": "downstream dataset", "ood": "other datasets", "upstream": "ID dataset"}
+LABELS = {
+    "downstream": "downstream dataset",
+    "ood": "other datasets",
+    "upstream": "upstream dataset",
+}
 X_OF_STEP_0 = 0.5  # where step 0 stands on an axis of logarithms
 ARM = ["model", "method", "variant"]
 BARRIERS = {
@@ -46,8 +50,8 @@ def during_training(results: Results) -> Section | None:
         claims = claims.rename(columns=units | {"fall": "fall_pts"})
     return Section(
         "dynamics",
-        "When downstream accuracy saturates, OOD accuracy is significantly below its best earlier "
-        f"step in {int(claims['holds'].sum())} of {counted('method', len(made))}",
+        "OOD accuracy falls significantly before downstream accuracy saturates for "
+        f"{int(claims['holds'].sum())} of {counted('method', len(made))}",
         "Means over the downstream datasets. Downstream accuracy saturates at the first step with "
         "95% of its total rise, if it rises. OOD accuracy at that step is compared with the best "
         "earlier step, by an interval that is simultaneous for all earlier steps; a fall that "

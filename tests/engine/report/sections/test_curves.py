@@ -30,8 +30,7 @@ def section_of(*shapes: dict[int, tuple[int, int]], **options: Any) -> Section:
 def test_claims_of_either_outcome_and_a_figure_of_every_point():
     section = section_of(FALLS, RISES)
     assert section.heading == (
-        "When downstream accuracy saturates, OOD accuracy is significantly below its best earlier "
-        "step in 1 of 2 methods"
+        "OOD accuracy falls significantly before downstream accuracy saturates for 1 of 2 methods"
     )
     falls, rises = section.tables[0].data.to_dict("records")
     assert (falls["method"], falls["holds"]) == ("FT", True)
