@@ -59,8 +59,8 @@ class Tuned(NamedTuple):
             return f"Tuning on held-out images changes mRI by {' to '.join(ends)} points"
         taken = self.choices["setting"].nunique()
         return (
-            f"Of {counted('setting', self.settings)}, {taken} {'is' if taken == 1 else 'are'} best on "
-            "held-out images for some method or dataset"
+            f"Of {counted('setting', self.settings)}, {taken} {'is' if taken == 1 else 'are'} best "
+            "on held-out images for some method or dataset"
         )
 
 

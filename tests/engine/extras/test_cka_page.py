@@ -150,9 +150,10 @@ def test_cka_along_training_starts_at_the_pretrained_model(of_grid):
     stored["cka"] = [np.mean(list(blocks.values())) for blocks in stored["blocks"]]
     is_own = stored["downstream"] == stored["evaluated_on"]
     parts = {
-        "downstream dataset": stored[is_own], "upstream dataset": stored.query("evaluated_on == 'up'"),
+        "downstream dataset": stored[is_own],
+        "upstream dataset": stored.query("evaluated_on == 'up'"),
         "other datasets": stored[~is_own].query("evaluated_on != 'up'"),
-    }  # fmt: skip
+    }
     assert len(table) == 9
     for quantity, part in parts.items():
         of_steps = [table[quantity, step] for step in (0, 1, 8)]

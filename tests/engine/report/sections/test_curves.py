@@ -50,7 +50,7 @@ def test_claims_of_either_outcome_and_a_figure_of_every_point():
 
 def test_a_model_that_learns_nothing_has_no_claim_and_no_table():
     section = section_of({1: (40, 40)}, {1: (40, 40)})
-    assert section.tables == [] and section.heading.endswith(" in 0 of 2 methods")
+    assert section.tables == [] and section.heading.endswith(" for 0 of 2 methods")
 
 
 def test_each_pre_training_has_a_figure():
