@@ -16,9 +16,9 @@ from engine.campaigns.record import (
     HEAD_PHOTOS,
     FinishedCampaign,
     MadeBy,
+    MethodRow,
     MissingColumn,
     Record,
-    Row,
     checked_file,
 )
 from engine.cells.cell_plan import CellPlan
@@ -197,7 +197,7 @@ def _settings(plan: Plan, shared: Preparation, evaluations: Sequence[Evaluation]
     }
 
 
-def _row(name: str, row: CellPlan) -> Row:
+def _row(name: str, row: CellPlan) -> MethodRow:
     """The training settings of a row."""
     cell = row.recipe
     settings = {
@@ -207,4 +207,4 @@ def _row(name: str, row: CellPlan) -> Row:
     }
     parts = {f"dataset.{key}": getattr(cell.dataset, key) for key in ("shots", "fraction")}
     trials = list(map(Setting, row.trials))
-    return Row(name, {**settings, **parts, "seeds": cell.seeds}, trials)
+    return MethodRow(name, {**settings, **parts, "seeds": cell.seeds}, trials)

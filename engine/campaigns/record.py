@@ -39,7 +39,7 @@ class MissingColumn:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """A row of the table. method: its key. settings: its training settings, by recipe key:
     `method.*`, `optimizer.*`, `train.*`, `dataset.shots`, `dataset.fraction` and `seeds`. trials:
     the values of each trial that differ from the settings; empty without trials."""
@@ -106,7 +106,7 @@ class Record:
     upstream: Name | None
     methods: dict[Name, str]
     settings: dict[str, Any]
-    rows: list[Row]
+    rows: list[MethodRow]
     credits: list[dict[str, str]]
     contact_sheet: str
     holdout: bool

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from engine.run import Run
     from engine.store.cells import Mix
 
-    Row = dict[str, Any]  # of the record; as JSON
+    RecordRow = dict[str, Any]  # of the record; as JSON
 
 
-class Check(Protocol):
+class CheckOptions(Protocol):
     def __call__(self, options: Any, recipe: Recipe) -> None:
         """Raise RecipeError, naming the key, for options that do not suit the recipe."""
 
@@ -40,7 +40,7 @@ class Prepare(Protocol):
 class OnSet(Protocol):
     def __call__(
         self, options: Any, run: Run, name: str, models: Sequence[tuple[Evaluation, Mix]]
-    ) -> list[Row]:
+    ) -> list[RecordRow]:
         """Rows for the record: what a column adds on a dataset.
 
         All ranks of the column's job call it once per evaluated dataset, after the evaluation;

@@ -41,7 +41,7 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedLine:
     """A fitted line: number of models, slope and R2 on the probit scale, and the range of upstream
     accuracy (percent) of the fit, outside of which it is extrapolated."""
 
@@ -101,12 +101,12 @@ class Trend:
         names, place = np.unique(self.families, return_inverse=True)
         return bootstrap.counts([f"family {name}" for name in names], draws)[place].T
 
-    def fit(self, accuracy: np.ndarray) -> Fit:
+    def fit(self, accuracy: np.ndarray) -> FittedLine:
         """The line, from the accuracy of all cells [cells]."""
         upstream, shifted = self.models(accuracy[None])
         slope, _, r2 = least_squares(probit(upstream), probit(shifted))
         ends = float(upstream.min()), float(upstream.max())
-        return Fit(upstream.shape[1], float(slope.item()), float(r2.item()), *ends)
+        return FittedLine(upstream.shape[1], float(slope.item()), float(r2.item()), *ends)
 
 
 def trends(grid: Grid, baseline: Baseline | None = None) -> dict[str, Trend]:

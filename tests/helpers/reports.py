@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from engine.campaigns import record
 from engine.campaigns.plan_folder import PlanFolder
-from engine.campaigns.record import FinishedCampaign, Row
+from engine.campaigns.record import FinishedCampaign, MethodRow
 from engine.data import thumbnails
 from engine.measures.rows import PRE
 from engine.otdd.distance_matrix import Matrix
@@ -63,7 +63,7 @@ def finished(
         "downstreams": list(sets),
         "methods": dict(TITLES),
         "settings": {"Command": f"rib campaign {name}", "Seed": 0},
-        "rows": [Row(method, settings) for method in TITLES],
+        "rows": [MethodRow(method, settings) for method in TITLES],
         "credits": [{"set": "flat", "licence": "MIT", "url": "https://example.org/a?b=1&c=2"}],
         "contact_sheet": pictures([UPSTREAM], 1)[UPSTREAM]["0"],
         "holdout": True,

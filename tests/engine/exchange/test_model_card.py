@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from engine.campaigns.events import Sealed, append_event, read_events
 from engine.campaigns.plan import REPORT
-from engine.campaigns.record import Row
+from engine.campaigns.record import MethodRow
 from engine.data import sources
 from engine.exchange.export import DescribedModel
 from engine.exchange.model_card import (
@@ -35,7 +35,7 @@ SETTINGS |= {"optimizer.name": "sgd", "optimizer.lr": 1e-3}
 def run(tmp_path_factory):
     """A finished campaign with a report, and a plan of emoji-RIB's."""
     run = reports.finished(
-        tmp_path_factory.mktemp("runs"), rows=[Row("ewc", SETTINGS)], holdout=True
+        tmp_path_factory.mktemp("runs"), rows=[MethodRow("ewc", SETTINGS)], holdout=True
     )
     finish.write(run, of_campaign(run))
     return planned(run, load_recipe("emoji", method="ewc"))

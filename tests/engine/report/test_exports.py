@@ -6,7 +6,7 @@ import re
 import pandas
 import pytest
 
-from engine.campaigns.record import MissingColumn, Row
+from engine.campaigns.record import MethodRow, MissingColumn
 from engine.report import charts, columns, exports, finish, sections
 from engine.report.results import of_campaign
 from engine.report.section import Figure, Section, Table
@@ -79,7 +79,7 @@ def test_titles_with_settings_become_keys():
 @pytest.mark.slow
 def test_no_text_of_a_record_forges_a_line_or_steers_a_terminal(tmp_path):
     forged = "FT\nerror: forged\r\x1b[31m\u2028"
-    row = Row("fine_tune", {"method.variant": "original", "optimizer.name": forged})
+    row = MethodRow("fine_tune", {"method.variant": "original", "optimizer.name": forged})
     run = reports.finished(
         tmp_path,
         methods={"fine_tune": forged, "ewc": "EWC", "wise_ft": "WiSE-FT"},

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 import pytest
 
-from engine.campaigns.record import Row
+from engine.campaigns.record import MethodRow
 from engine.recipe import catalogue
 from engine.recipe.campaigns import recipe_names
 from engine.recipe.catalogue import ROOT
@@ -67,7 +67,7 @@ def test_a_report_cites_its_methods_by_what_they_are_based_on(folder):
     assert "@article{kirkpatrick2017ewc,\n  title" in text and text.count("\n@") == 1
     assert "methods = " not in text
     results = made_results.of_arms(
-        {("mine", None, ""): (60, 55)}, rows=[Row("mine", {"method.name": "lwf"})]
+        {("mine", None, ""): (60, 55)}, rows=[MethodRow("mine", {"method.name": "lwf"})]
     )
     assert "li2018lwf" in about.bibtex(results)
     page = (folder / "index.html").read_text("utf-8")

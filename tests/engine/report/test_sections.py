@@ -5,7 +5,7 @@ import pandas
 import pytest
 
 from engine.campaigns.job_states import Attempt
-from engine.campaigns.record import Row
+from engine.campaigns.record import MethodRow
 from engine.measures.rows import PRE
 from engine.measures.tables import extremes
 from engine.otdd.distance_matrix import Matrix
@@ -167,8 +167,8 @@ def test_models_that_are_all_right_upstream_leave_a_page_without_effective_robus
 
 def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
     settings = results.record.rows[0].settings
-    greedy = Row("ewc", settings | {"method.select": "greedy"})
-    marked = changed(results, rows=[greedy, Row("fine_tune", settings)])
+    greedy = MethodRow("ewc", settings | {"method.select": "greedy"})
+    marked = changed(results, rows=[greedy, MethodRow("fine_tune", settings)])
     note = "EWC & co: chosen by accuracy on held-out images of the downstream dataset"
     assert note in section(marked, "ranking").tables[-1].caption
     assert note in section(marked, "trade-off").text

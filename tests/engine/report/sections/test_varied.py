@@ -11,7 +11,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 
-from engine.campaigns.record import Row
+from engine.campaigns.record import MethodRow
 from engine.measures.rows import PLAIN, PRE, Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results
@@ -30,12 +30,12 @@ ACCURACIES = {
 }  # fmt: skip
 SHARED = {"method.variant": "original", "optimizer.name": "adamw"}
 ROWS = [
-    Row(method, {**SHARED, "optimizer.lr": lr})
+    MethodRow(method, {**SHARED, "optimizer.lr": lr})
     for method, lr in (("fine_tune", 3e-4), ("lwf", 0.001))
 ]
 
 
-def swept(settings: dict[str, float], rows: Sequence[Row] = ()) -> Results:
+def swept(settings: dict[str, float], rows: Sequence[MethodRow] = ()) -> Results:
     """EWC in each setting, whose accuracy elsewhere is the setting's; on the held-out images of the
     set fine-tuned on it is the lower the higher that is."""
     arms = {("ewc", None, text): (120 - of, of) for text, of in settings.items()}
@@ -145,7 +145,7 @@ def test_rules_choose_by_the_stored_predictions(tmp_path: Path) -> None:
 
 
 def test_trials_are_choices_whose_values_are_listed() -> None:
-    rows = [Row("fine_tune", {}, [PLAIN, Setting({"optimizer.lr": 2e-4})])]
+    rows = [MethodRow("fine_tune", {}, [PLAIN, Setting({"optimizer.lr": 2e-4})])]
     arms = {("fine_tune", None, f"trial={k}"): of for k, of in enumerate([(60, 80), (70, 60)])}
     section = varied.section(of_arms(arms, holdout=True, rows=rows))
     assert set(table(section, "tuning-choices")["setting"]) == {"trial=1"}
@@ -174,9 +174,9 @@ def test_a_method_whose_plain_setting_was_not_tried_has_no_gain() -> None:
 def test_the_recipes_own_setting_is_found_whatever_kind_its_value_is(key: str, value: Any) -> None:
     other = "sgd" if isinstance(value, str) else not value if value in (True, 0) else value + 1
     shown = [str(Setting({key: each})) for each in (value, other)]
-    made = swept({shown[0]: 50, shown[1]: 60}, [Row("ewc", {key: value})])
+    made = swept({shown[0]: 50, shown[1]: 60}, [MethodRow("ewc", {key: value})])
     assert tuning.tuned(made).methods["default_mRI_pts"].tolist() == pytest.approx([0])
-    unlike = swept({shown[0]: 50, shown[1]: 60}, [Row("ewc", {"optimizer.eps": 1e-3})])
+    unlike = swept({shown[0]: 50, shown[1]: 60}, [MethodRow("ewc", {"optimizer.eps": 1e-3})])
     assert tuning.tuned(unlike).methods["default_mRI_pts"].isna().all()
 
 
