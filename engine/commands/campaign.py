@@ -123,12 +123,14 @@ def _of_earlier_work(
     """Yields which finished work other code or versions made."""
     is_here = options.executor == "local" and not options.profile
     for plan in plans:
+        words = ""
         if plan not in missing:
             with contextlib.suppress(OSError, DamagedFile):
-                if words := earlier_work.of_record(record.read_record(plan.place).record):
-                    yield f"{plan.place.campaign.name}: {words}"
+                words = earlier_work.of_record(record.read_record(plan.place).record)
         elif plan.place.store.is_dir():
-            yield from earlier_work.remarks(plan, _kind_of_device(plan) if is_here else None)
+            words = earlier_work.of_store(plan, _kind_of_device(plan) if is_here else None)
+        if words:
+            yield f"{plan.place.campaign.name}: {words}"
 
 
 def _kind_of_device(plan: Plan) -> str:

@@ -12,7 +12,7 @@ import functools
 import json
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,19 +214,15 @@ class Store:
     def _folder(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
         return self.root / kind / f"{label}-{short_digest({'format': FORMAT, **key})}"
 
-    def artifacts(
-        self, kinds: Collection[str] = KINDS, label: str = ""
-    ) -> Iterator[tuple[Artifact, Marker]]:
-        """The finished artefacts, with their markers. label: what names must begin with.
+    def artifacts(self) -> Iterator[tuple[Artifact, Marker]]:
+        """The finished artefacts, with their markers.
 
         Skips what the engine did not make in its place: links, other kinds and names, and folders
         whose marker is damaged or has another key.
         """
-        for kind in KINDS.intersection(kinds, self.files.folders()):
+        for kind in KINDS.intersection(self.files.folders()):
             for name in self.files.folders(kind):
                 folder = self.root / kind / name
-                if not name.startswith(label):
-                    continue
                 with contextlib.suppress(OSError, DamagedFile):
                     marker = read_marker(self.files.below(folder))
                     if _has_key(folder, marker):
