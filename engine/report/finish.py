@@ -11,9 +11,9 @@ from engine.campaigns.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.recipe import extras
 from engine.recipe.finder import allow_users_files
-from engine.report import exports, headline, number_files, page, sections, terminal, tuning
+from engine.report import exports, headline, number_files, page, sections, terminal
 from engine.report.results import Results, of_campaign
-from engine.report.sections import about
+from engine.report.sections import about, ranking
 
 CITATIONS = "citations.bib"
 
@@ -47,8 +47,8 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         + [f"Incomplete: {note}." for note in notes],
         files=names,
     )
-    warning = tuning.SELECTION * tuning.is_varied(results)
-    text = terminal.table(results, [*filter(None, [smoke, *notes, warning])])
+    notes = [smoke, *notes, ranking.selection_note(results)]
+    text = terminal.table(results, [*filter(None, notes)])
     write_atomic(folder / TABLE, f"{text}\n".encode())
     return path
 

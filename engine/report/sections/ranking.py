@@ -43,8 +43,8 @@ def models(results: Results) -> Section | None:
     spec = charts.heat(data, "model", "method", "mRI_pts")
     heading = f"{best['method']} from {best['model']} has the highest mRI{results.one_training}"
     text = "\n".join(f"{model}: {finding(results, model)}" for model in results.models)
-    if tuning.is_varied(results):
-        heading, text = words.removesuffix("."), tuning.SELECTION
+    if selection := selection_note(results):
+        heading, text = words.removesuffix("."), selection
     return Section(
         "models",
         heading,
@@ -165,9 +165,8 @@ def methods(results: Results) -> Section | None:
     )
     if found := tuning.tuned(results):
         heading = f"{found.methods['method'].iloc[0]} ranks first by mRI, tuned on held-out images"
-    note = ""
-    if tuning.is_varied(results):
-        note = f" There is one row per setting. {tuning.SELECTION}"
+    selection = selection_note(results)
+    note = f" There is one row per setting. {selection}" if selection else ""
     return Section(
         "ranking",
         heading,
@@ -184,6 +183,11 @@ def methods(results: Results) -> Section | None:
         tables=[*(_by_set(results, *of) for of in groups(results.ri, "model")), ranking],
         is_open=True,
     )
+
+
+def selection_note(results: Results) -> str:
+    """Why no row is called the best if settings vary; otherwise empty."""
+    return tuning.SELECTION if tuning.is_varied(results) else ""
 
 
 def _heading(results: Results) -> str:
