@@ -24,7 +24,7 @@ def of_changes(packs: Mapping[str, Pack], tests: Sequence[Evaluation]) -> dict[s
     far as there is room. packs: of the evaluated datasets. tests: evaluations on them."""
     shown: dict[str, dict[str, str]] = {name: {} for name in packs}
     left = ROOM
-    for change in image_changes.of(tests):
+    for change in image_changes.find_changes(tests):
         of_set, image = shown[change.evaluated_on], str(change.index)
         if image not in of_set:
             (pixels,) = packs[change.evaluated_on].pixels([change.index])

@@ -16,7 +16,7 @@ from engine.report.section import Picture, Section, Table
 
 def section(results: Results) -> Section | None:
     """The images that most models flipped; None if the record does not name the classes."""
-    changes = image_changes.of(of_role(results.evaluations, TEST))
+    changes = image_changes.find_changes(of_role(results.evaluations, TEST))
     if not changes or not results.record.classes:
         return None
     classes, methods = results.record.classes, results.record.methods

@@ -42,7 +42,7 @@ class ImageChange:
     by_method: Mapping[str, int]
 
 
-def of(evaluations: Sequence[Evaluation]) -> list[ImageChange]:
+def find_changes(evaluations: Sequence[Evaluation]) -> list[ImageChange]:
     """The images that the rows of each model changed, by dataset: those with most positive flips,
     then those with most negative flips, then those on which two methods differ most in how many of
     their rows are right; ties in the order of the dataset.
