@@ -21,7 +21,7 @@ from engine.recipe.effects import effect_of, values_of
 from engine.recipe.finder import is_users
 from engine.recipe.grid_keys import grid_keys
 from engine.recipe.kinds import users_files
-from engine.recipe.methods import METHODS, content_digest, source_digest
+from engine.recipe.methods import METHODS, content_digest
 from engine.recipe.overrides import Override, flat
 from engine.recipe.schema import Affects, Recipe
 from engine.store import artifacts
@@ -139,13 +139,6 @@ def settings_of_needs(plan: Plan) -> list[dict[str, Any]]:
     return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
 
 
-def is_current(plan: Plan) -> bool:
-    """Whether a plan that was read is one that this version makes, so that it finds its results."""
-    of_engine = {name: digest for name, digest in plan.modules.items() if name in METHODS.names()}
-    is_same = all(source_digest(name) == digest for name, digest in of_engine.items())
-    return is_same and plan.place.name == _identity(plan.rows, plan.columns, plan.modules)
-
-
 def _identity(
     rows: Mapping[str, CellPlan], columns: Sequence[Column], digests: Mapping[str, str]
 ) -> str:
@@ -159,12 +152,6 @@ def _identity(
             **({"files": sorted(data)} if data else {}),
         }
     )
-
-
-def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Settings of each row, by name. Rows with equal settings have the same cells, if packs, weight
-    files and the cells that users' methods need are the same too."""
-    return {name: _settings(row, plan.modules) for name, row in plan.rows.items()}
 
 
 def _settings(cell: CellPlan, digests: Mapping[str, str]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     out = {(training.method, training.setting) for training in diverged}
     for column, part in parts.items():
         kept = [name for name in part.cells if (name, column.setting) not in out]
-        parts[column] = select_rows(part, dict(zip(kept, kept, strict=True)))
+        parts[column] = select_rows(part, kept)
     if not any(part.evaluations for part in parts.values()):
         first = diverged[0]
         raise CampaignError(

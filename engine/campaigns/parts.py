@@ -7,7 +7,7 @@ no torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,7 +16,6 @@ from engine.measures.rows import PRE, Diverged, Evaluation
 from loaders.files import typed_json
 from loaders.files.names import InnerPath, Name, one_line
 
-Row = TypeVar("Row", Evaluation, Diverged)
 FOLDER = "record"  # next to a plan
 REMEDY = "run `rib campaign` again with the same arguments, which makes it anew"
 
@@ -91,31 +90,20 @@ class Distances:
     matrix: dict[str, Any] | None
 
 
-def select_rows(part: Models, names: Mapping[str, str]) -> Models:
-    """A part with these of its rows alone. names: their new names by their names in the part."""
-
-    def selected(rows: Sequence[Row]) -> list[Row]:
-        kept = (row for row in rows if row.method in names)
-        return [dataclasses.replace(row, method=names[row.method]) for row in kept]
-
-    evaluations = selected(part.evaluations)
+def select_rows(part: Models, names: Collection[str]) -> Models:
+    """A part with these of its rows alone."""
+    evaluations = [row for row in part.evaluations if row.method in names]
     paths = {row.path.as_posix() for row in evaluations}
     return Models(
         evaluations=evaluations,
         files={name: sha256 for name, sha256 in part.files.items() if name in paths},
-        cells={name: part.cells[name_there] for name_there, name in names.items()},
-        train_seconds={
-            name: part.train_seconds[name_there]
-            for name_there, name in names.items()
-            if name_there in part.train_seconds
-        },
+        cells={name: part.cells[name] for name in names},
+        train_seconds={k: v for k, v in part.train_seconds.items() if k in names},
         extras={
-            extra: [
-                {**row, "method": names[row["method"]]} for row in rows if row["method"] in names
-            ]
+            extra: [row for row in rows if row["method"] in names]
             for extra, rows in part.extras.items()
         },
-        diverged=selected(part.diverged),
+        diverged=[row for row in part.diverged if row.method in names],
     )
 
 

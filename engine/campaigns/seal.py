@@ -11,7 +11,6 @@ from engine.campaigns.events import Sealed, append_event, read_events
 from engine.campaigns.job_states import is_done
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan
 from engine.campaigns.plan_folder import PlanFolder
-from engine.campaigns.record import FinishedCampaign
 from engine.store.artifacts import MARKER
 from loaders.files.durable import file_hash
 from loaders.files.root import Root
@@ -85,12 +84,6 @@ def finished(plan: Plan) -> bool:
         run = record.read_record(plan.place)
     except (OSError, DamagedFile):
         return False
-    return is_done(plan.place, REPORT) and is_shown(plan.place) and has_artifacts(run)
-
-
-def has_artifacts(run: FinishedCampaign) -> bool:
-    """Whether the store has all artefacts and files that a record lists."""
-    store = run.place.store_root
-    return all(store.has(f"{name}/{MARKER}") for name in run.record.artifacts) and all(
-        store.has(name) for name in run.record.files
-    )
+    listed = [*(f"{name}/{MARKER}" for name in run.record.artifacts), *run.record.files]
+    is_whole = is_done(plan.place, REPORT) and is_shown(plan.place)
+    return is_whole and all(map(plan.place.store_root.has, listed))

@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine.campaigns import job_states, reuse, seal, sites
+from engine.campaigns import job_states, seal, sites
 from engine.campaigns.events import Ended, Queued, append_event
 from engine.campaigns.job_states import DONE, FINISHED, RUNNING, JobReader, JobState
-from engine.campaigns.parts import Part, write_part
 from engine.campaigns.plan import COLUMN, REPORT, TRAIN, Plan, plan_to_json, stage_of
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import RunOptions, Scheduler
@@ -65,37 +64,20 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
             _show_jobs(plan, resources)
         return
     with contextlib.ExitStack() as stack:
-        found = {}
         for plan in plans:
             stack.enter_context(use.in_use(Store(plan.place.store)))
             stack.enter_context(locked(plan.place))
-            found[plan.place] = _begin(plan, where)
+            _begin(plan, where)
         file = _write_settings(plans, asked, where)
         words = _snakemake(plans, where)
         # Jobs inherit Snakemake's environment.
         environment = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
-        try:
-            run_snakemake(words, plans, where, environment)
-        except CampaignError:
-            # A report that lacks an artefact marks all jobs as not done: now they make it.
-            lacking = [
-                plan
-                for plan in plans
-                if not all(job_states.is_done(plan.place, job) for job in found[plan.place])
-            ]
-            if not lacking:
-                raise
-            for plan in lacking:
-                name = plan.place.campaign.name
-                print(f"note: artefacts of {name} are missing; its jobs make them", file=sys.stderr)
-                job_states.begin(plan)
-            run_snakemake(words, plans, where, environment)
+        run_snakemake(words, plans, where, environment)
 
 
-def _begin(plan: Plan, where: Site) -> dict[str, Part]:
-    """Queue the jobs of a plan that is locked, and write it. Returns the parts of `_found`, whose
-    jobs are done."""
-    found, store = _found(plan), Store(plan.place.store)
+def _begin(plan: Plan, where: Site) -> None:
+    """Queue the jobs of a plan that is locked, and write it."""
+    store = Store(plan.place.store)
     with room_for(plan.place.plan):
         job_states.begin(plan)
         for folder in use.left_overs(store, use.LEFT_OVER_S):
@@ -103,13 +85,9 @@ def _begin(plan: Plan, where: Site) -> dict[str, Part]:
         plan.place.root.write(plan.place.plan, plan_to_json(plan))
     if where.scheduler:  # of a command that was killed together with Snakemake
         where.scheduler.cancel(plan.place.path)
-    for job, part in found.items():
-        write_part(plan.place, job, part)
-        job_states.set_done(plan.place, job)
     for job, share in plan.shares.items():  # another number of them may have run before
         if job_states.is_done(plan.place, share.column.job):
             job_states.set_done(plan.place, job)
-    return found
 
 
 def _write_settings(
@@ -145,15 +123,6 @@ def _snakemake(plans: Sequence[Plan], where: Site) -> list[str]:
     ]
 
 
-def _found(plan: Plan) -> dict[str, Part]:
-    """The parts of the record, by job, of jobs whose results another campaign has, if the plan is
-    new.
-
-    A plan that has run before may lack an artefact, so its jobs look for each.
-    """
-    return {} if plan.place.root.has(plan.place.plan) else reuse.parts_of(plan)
-
-
 def command(plan: Plan, where: Site) -> str:
     """The shell command that runs a job of the plan. Append the job's name."""
     return f"{shlex.join(['cd', os.getcwd()])} && {shlex.join(_program(plan, where))}"
@@ -185,12 +154,8 @@ def locked(place: PlanFolder) -> Iterator[None]:
 def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
     """Print the jobs that would run, or those of a finished campaign, without running user code or
     writing files."""
-    begun, found = not job_states.is_done(plan.place, REPORT), _found(plan)
-    names = [
-        job
-        for job in plan.jobs
-        if job not in found and not (begun and job_states.is_done(plan.place, job))
-    ]
+    begun = not job_states.is_done(plan.place, REPORT)
+    names = [job for job in plan.jobs if not (begun and job_states.is_done(plan.place, job))]
     width = max(map(len, names))
     stages = {job: stage_of(job) for job in names}
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]

@@ -8,7 +8,6 @@ import pytest
 from engine import cli
 from engine.campaigns import job_states, make_record, parts, record, workflow
 from engine.campaigns.events import recorded
-from engine.campaigns.parts import Models
 from engine.campaigns.plan import DISTANCES, PAGE, PREPARE, REPORT, Plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.commands import job
@@ -90,24 +89,6 @@ def test_a_part_that_was_altered_is_named_and_written_anew(plan):
         job.report(plan)
     campaigns.do(plan, plan.columns[0].job)
     assert path.read_bytes() == before
-
-
-def test_a_selection_of_rows_takes_their_parts(folder, plan, monkeypatch):
-    """Its record is that of a campaign whose jobs look everything up."""
-    ran = campaigns.in_this_process(monkeypatch)
-    words = [str(folder / "shapes.yaml"), f"runs={plan.place.runs}", "methods=[wise_ft]"]
-    assert cli.main(["campaign", *words]) == 0
-    assert ran == [REPORT]
-    (place,) = plan.place.runs.glob("shapes-*/plans/*")
-    selection = read_plan(PlanFolder(place))
-    of_column = [column.job for column in selection.columns]
-    taken = [parts.read_part(selection.place, name, Models) for name in of_column]
-    assert {row.method for row in taken[0].evaluations} == {"wise_ft"} == taken[0].cells.keys()
-    joined = selection.place.record.read_bytes()
-    for name in selection.jobs:
-        campaigns.do(selection, name)
-    assert [parts.read_part(selection.place, name, Models) for name in of_column] == taken
-    assert selection.place.record.read_bytes() == joined
 
 
 def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys):
