@@ -29,7 +29,9 @@ MACRO_F1 = "macro_f1"  # as a column, whose only group is empty
 HALVES = ["first_half_pct", "second_half_pct"]
 
 
-def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pandas.DataFrame:
+def accuracy_by_group(
+    grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS
+) -> pandas.DataFrame:
     """Accuracy by group and macro F1 of shown arms on datasets that have columns; otherwise empty.
 
     Columns: arm (index in `grid.arms`), downstream (empty: the pretrained model, or the mean over

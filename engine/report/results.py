@@ -27,8 +27,7 @@ from engine.measures.effective_robustness import (
     Baseline,
     Trend,
 )
-from engine.measures.groups import HALVES, accuracy_by_half
-from engine.measures.groups import of as of_groups
+from engine.measures.groups import HALVES, accuracy_by_group, accuracy_by_half
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import (
     DEFAULT_ALPHA,
@@ -63,10 +62,10 @@ class Results:
     change on the upstream dataset after fine-tuning on others, missing if it was not evaluated.
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). published: numbers
-    to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
-    `metrics.on_probe_sets`, if there are any. halves: `groups.accuracy_by_half`, if held-out images
-    choose among settings. evaluations: of all roles, with absolute paths. extras: those whose
-    tables and sections the report has, by name.
+    to compare with. groups: `accuracy_by_group`, of datasets with further columns. probe_sets:
+    `metrics.on_probe_sets`, if there are any. halves: `accuracy_by_half`, if held-out images choose
+    among settings. evaluations: of all roles, with absolute paths. extras: those whose tables and
+    sections the report has, by name.
     """
 
     record: Record
@@ -390,13 +389,13 @@ def of_record(
     record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: the user's models for the
-    baseline of effective robustness (`model_rows.read`), instead of published ones. Raises
+    baseline of effective robustness (`read_model_rows`), instead of published ones. Raises
     ValueError if no line can be fitted."""
     asked = record.sets, record.upstream, record.downstreams
     grid = metrics.gather(evaluations, *asked, makers=record.makers)
     results = of_grid(record, grid, _baseline(record, models_csv))
     tests, probes = of_role(evaluations, TEST), of_role(evaluations, PROBE)
-    results = replace(results, evaluations=evaluations, groups=of_groups(grid, tests))
+    results = replace(results, evaluations=evaluations, groups=accuracy_by_group(grid, tests))
     if record.holdout and results.shown["setting"].any():
         halves = accuracy_by_half(tests, grid.arms)
         results = replace(results, halves=halves)

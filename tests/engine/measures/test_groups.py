@@ -45,7 +45,7 @@ def made(folder, keep=None):
 def measured(tmp_path_factory):
     rows = made(tmp_path_factory.mktemp("made") / "rows")
     grid = gather(rows, SETS, "up")
-    return rows, grid.named(groups.of(grid, rows))
+    return rows, grid.named(groups.accuracy_by_group(grid, rows))
 
 
 def f1_by_hand(top1, label):
@@ -117,7 +117,7 @@ def test_draws_of_macro_f1_repeat_images_as_often_as_their_source_is_drawn(measu
 
 def test_sets_without_columns_have_no_groups_and_holes_are_named(tmp_path):
     rows = stores.grid(tmp_path, stores.random_hits())
-    assert groups.of(gather(rows, SETS), rows).empty
+    assert groups.accuracy_by_group(gather(rows, SETS), rows).empty
     table = pq.read_table(rows[0].path)
     holes = pa.array(["x", None] * (len(table) // 2))
     pq.write_table(table.append_column("column:place", holes), rows[0].path)
@@ -144,7 +144,7 @@ def test_a_set_left_out_is_grouped_whole_and_a_set_trained_on_by_its_held_out_im
                 keep = held_out if rows[-1].on_downstream else np.ones(N, bool)
                 pq.write_table(table.filter(pa.array(keep)), place)
     grid = gather(rows, SETS, None, [*unions.values()])
-    table = grid.named(groups.of(grid, rows))
+    table = grid.named(groups.accuracy_by_group(grid, rows))
     table = table[(table["column"] == "night") & (table["group"] == "yes")]
     n = table[table["downstream"] != ""].groupby("downstream")["images"].unique()
     whole, part = np.arange(N) % 4 == 0, (np.arange(N) % 4 == 0) & held_out
