@@ -79,7 +79,7 @@ def checked(options: RunOptions) -> RunOptions:
     return dataclasses.replace(options, cores=cores)
 
 
-def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
+def choose_site(options: RunOptions, plans: Sequence[Plan]) -> Site:
     """The site of campaigns that run together.
 
     Raises ValueError if the recipe's device or the number of GPUs is not available, and

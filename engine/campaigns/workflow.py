@@ -55,7 +55,7 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
 
     Raises CampaignError if a job fails, after finishing the other campaigns.
     """
-    where = sites.of(options, plans)
+    where = sites.choose_site(options, plans)
     jobs = where.jobs_per_column
     plans = [dataclasses.replace(p, device=where.device, jobs_per_column=jobs) for p in plans]
     asked = [sites.resources(options, where, plan, len(plans)) for plan in plans]

@@ -62,7 +62,7 @@ def plan(folder, tmp_path, monkeypatch):
 
 def test_it_says_how_jobs_are_submitted_and_what_they_ask_for(plan, folder, tmp_path, capsys):
     options = sites.checked(RunOptions("toy", partition="fast", time=1))
-    where = sites.of(options, [plan])
+    where = sites.choose_site(options, [plan])
     assert where.words == ("--executor", "toy", "--queue", "fast")
     assert (where.device, where.environment) == ("cpu", {"TOY_QUEUE": "fast"})
     asked = sites.resources(options, where, plan)["column"]
@@ -80,7 +80,7 @@ def begun(number: str) -> Begun:
 def run(script: str, *plans: Plan) -> None:
     """Campaigns of the toy, whose workflow is a line for a shell in place of Snakemake."""
     plans[0].place.path.mkdir(parents=True, exist_ok=True)
-    where = sites.of(RunOptions("toy", cores=1), plans)
+    where = sites.choose_site(RunOptions("toy", cores=1), plans)
     workflow.run_snakemake(["/bin/sh", "-c", script], plans, where, {"PATH": "/usr/bin:/bin"})
 
 

@@ -41,7 +41,7 @@ def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
 def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     see_gpus(monkeypatch, 8)
     plan, options = plan_of(folder, tmp_path, "auto"), RunOptions(cores=8)
-    where = sites.of(options, [plan])
+    where = sites.choose_site(options, [plan])
     assert where.device == "cuda" and where.words == ("--cores", "8", "--resources", "gpu=8")
     assert sites.resources(options, where, plan) == {
         "prepare": {"threads": 8, "gpu": 1},
@@ -54,7 +54,7 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     beside = sites.resources(options, where, plan, plans=2)
     assert beside["prepare"]["threads"] == 4, "two plans prepare side by side"
     options = dataclasses.replace(options, gpus_per_job=4)
-    where = sites.of(options, [plan])
+    where = sites.choose_site(options, [plan])
     asked = sites.resources(options, where, plan)
     assert where.ranks == 4 and asked["column"]["gpu"] == asked["prepare"]["gpu"] == 4
     assert asked["distances"]["gpu"] == 1
@@ -69,14 +69,14 @@ def test_the_shape_is_the_one_that_the_plan_predicts_and_options_override(
     plan = plan_of(folder, tmp_path, "auto")
     slow = estimate.Device("slow", 1e-9, 1e-9)
     monkeypatch.setattr(estimate, "gpu", lambda _: slow)
-    where = sites.of(RunOptions(cores=8), [plan])
+    where = sites.choose_site(RunOptions(cores=8), [plan])
     assert (where.ranks, where.jobs_per_column, where.gpus) == (4, 2, 8)
     line = "note: GPUs per job: 4 of 8, jobs per column: 2, 3 times as fast as with 1 and 1 (pre"
     assert capsys.readouterr().err.startswith(line)
-    where = sites.of(RunOptions(cores=8, gpus_per_job=2), [plan])
+    where = sites.choose_site(RunOptions(cores=8, gpus_per_job=2), [plan])
     assert where.ranks == 2 and where.jobs_per_column > 1
     assert capsys.readouterr().err
-    where = sites.of(RunOptions(cores=8, gpus_per_job=2, jobs_per_column=3), [plan])
+    where = sites.choose_site(RunOptions(cores=8, gpus_per_job=2, jobs_per_column=3), [plan])
     assert (where.ranks, where.jobs_per_column) == (2, 3) and not capsys.readouterr().err
     shares = dataclasses.replace(plan, jobs_per_column=3)
     asked = sites.resources(RunOptions(cores=64), where, shares)
@@ -96,8 +96,8 @@ def test_jobs_of_cores_are_whole_columns_unless_an_option_says_otherwise(
     see_gpus(monkeypatch, 0)
     plan = plan_of(folder, tmp_path)
     monkeypatch.setattr(estimate, "of", mock.Mock(side_effect=AssertionError("no estimate")))
-    assert sites.of(RunOptions(cores=2), [plan]).jobs_per_column == 1
-    where = sites.of(RunOptions(cores=2, jobs_per_column=4), [plan])
+    assert sites.choose_site(RunOptions(cores=2), [plan]).jobs_per_column == 1
+    where = sites.choose_site(RunOptions(cores=2, jobs_per_column=4), [plan])
     shares = dataclasses.replace(plan, jobs_per_column=where.jobs_per_column)
     asked = sites.resources(RunOptions(cores=2), where, shares)
     assert where.jobs_per_column == 4 and asked["train"] == {"threads": 1, "gpu": 0}
@@ -110,7 +110,7 @@ def test_queued_columns_of_a_large_campaign_are_one_job_each(folder, tmp_path, m
     large = dataclasses.replace(plan, columns=[Column("few", Setting({"seed": k})) for k in seeds])
     monkeypatch.setattr(estimate, "of", mock.Mock(side_effect=AssertionError("no estimate")))
     (tmp_path / "config.yaml").touch()
-    assert sites.of(RunOptions(cores=2, profile=tmp_path), [large]).jobs_per_column == 1
+    assert sites.choose_site(RunOptions(cores=2, profile=tmp_path), [large]).jobs_per_column == 1
 
 
 def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch
         plan, works = plan_of(folder, tmp_path, device), contextlib.nullcontext()
         with pytest.raises(ValueError, match=message) if message else works:
             options = sites.checked(RunOptions(gpus_per_job=gpus_per_job))
-            where = sites.of(options, [plan])
+            where = sites.choose_site(options, [plan])
             asked = sites.resources(options, where, plan)
             assert where.device == "cpu" and not any(stage.get("gpu") for stage in asked.values())
 
@@ -149,7 +149,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     monkeypatch.setattr(flops, "forward_tflops", lambda *_: 1.0)  # takes a second
     options = sites.checked(RunOptions(executor="slurm", gpus_per_job=9))
     plan = plan_of(folder, tmp_path, "auto")
-    where = sites.of(options, [plan])
+    where = sites.choose_site(options, [plan])
     assert where.words[where.words.index("--retries") + 1] == "2"
     asked = sites.resources(options, where, plan)
     assert where.ranks == asked["column"]["gpu"] == 9 and isinstance(
