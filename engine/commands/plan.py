@@ -16,11 +16,9 @@ from engine.report import console
 
 if TYPE_CHECKING:
     from engine.campaigns.simulation import Planned
-    from engine.cost.estimate import Device, Estimate
-    from engine.cost.schedule import Schedule
+    from engine.cost.estimate import Device
 
 GPUS = (1, 8, 64)
-BUSY = 0.85  # share of the GPUs' time, above which more of them would help most
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -74,7 +72,10 @@ def text(grid: Planned, devices: Sequence[Device], core: Device) -> str:
             "            as a factor of 1.25 either way; the CPU from timing a matrix product;",
             "            excludes encoding, reading, CKA, probe sets, greedy soups, other seeds",
             f"jobs        {len(plan.jobs)}: preparation, {counts}, distances, report",
-            *_jobs(estimate, devices),
+            *(
+                f"  a column  {_time(estimate.column_hours(device))} on one {device.name}"
+                for device in devices
+            ),
             f"memory      about {estimate.memory_gb():.0f} GB per job, on the host and on a GPU",
             f"disk        {size(sum(estimate.disk.values()))}: {disk}",
         ]
@@ -83,7 +84,7 @@ def text(grid: Planned, devices: Sequence[Device], core: Device) -> str:
 
 def _times(grids: Sequence[Planned], devices: Sequence[Device]) -> list[str]:
     """The time of campaigns on 1, 8 and 64 GPUs, which share a workflow, one line per kind of GPU,
-    and what binds it with the first."""
+    and the best options with the first."""
     from engine.campaigns import simulation
 
     lines, details = [], []
@@ -96,31 +97,8 @@ def _times(grids: Sequence[Planned], devices: Sequence[Device]) -> list[str]:
         hours = ", ".join(_range(schedule.hours) for schedule in schedules)
         lines.append(f"{device.name:<12}{hours} on {', '.join(map(str, GPUS))} GPUs")
         ranks, jobs = (", ".join(map(str, of_all)) for of_all in zip(*shapes, strict=True))
-        binds = ", ".join(map(_binds, schedules))
-        details.append(
-            f"{'':<12}{device.name}: --gpus-per-job {ranks}; --jobs-per-column {jobs}; "
-            f"binds: {binds}"
-        )
+        details.append(f"{'':<12}{device.name}: --gpus-per-job {ranks}; --jobs-per-column {jobs}")
     return [*lines, details[0]]
-
-
-def _binds(schedule: Schedule) -> str:
-    """What would have to be faster for the workflow to end earlier."""
-    what = "GPUs" if schedule.busy > BUSY else "longest jobs"
-    return f"{what} ({schedule.busy:.0%} busy)"
-
-
-def _jobs(estimate: Estimate, devices: Sequence[Device]) -> list[str]:
-    """The time of a column's job, and the speedup with several GPUs per job."""
-    lines = []
-    for device in devices:
-        column = estimate.column_hours(device)
-        gains = [column / estimate.column_hours(device, number) for number in (2, 8)]
-        lines.append(
-            f"  a column  {_time(column)} on one {device.name}; --gpus-per-job 2, 8: "
-            f"{gains[0]:.2g}, {gains[1]:.2g} times as fast"
-        )
-    return lines
 
 
 def _time(hours: float) -> str:

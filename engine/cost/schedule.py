@@ -24,12 +24,10 @@ class Job:
 @dataclass(frozen=True)
 class Schedule:
     """spans: hours from the workflow's start at which each job starts and ends, by its name.
-    work: hours of all jobs, each times its places. busy: the share of the places that work, over
-    the whole time."""
+    work: hours of all jobs, each times its places."""
 
     spans: Mapping[str, tuple[float, float]]
     work: float
-    busy: float
 
     @property
     def hours(self) -> float:
@@ -78,9 +76,7 @@ def simulate(jobs: Sequence[Job], places: int, notice: float = 0.0) -> Schedule:
             if not left[dependent.name]:
                 enqueue(number, dependent)
     assert len(spans) == len(jobs), "a job needs one that does not end"
-    work = sum(job.hours * job.places for job in jobs)
-    total = max(end for _, end in spans.values())
-    return Schedule(spans, work, work / (places * total) if total else 1.0)
+    return Schedule(spans, sum(job.hours * job.places for job in jobs))
 
 
 def longest_first(jobs: Sequence[Job]) -> list[Job]:

@@ -59,7 +59,7 @@ def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
         "CPU",
         "training: FT",
         "on 1, 8, 64 GPUs",
-        "binds",
+        "--gpus-per-job",
         "disk",
     ):
         assert text in shown, text

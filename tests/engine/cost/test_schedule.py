@@ -9,7 +9,7 @@ def test_jobs_start_as_soon_as_their_needs_have_ended_and_places_are_free():
     jobs = [Job("a", 1.0), Job("b", 2.0, needs=["a"]), Job("c", 1.0, needs=["a"]), Job("d", 3.0)]
     two = simulate(jobs, 2)
     assert two.spans == {"a": (0, 1), "d": (0, 3), "b": (1, 3), "c": (3, 4)}
-    assert two.hours == 4 and two.busy == 7 / 8
+    assert two.hours == 4 and two.work == 7
 
 
 def test_a_wide_job_waits_and_narrow_ones_go_before_it():
