@@ -9,8 +9,8 @@ from helpers import fork_server
 from helpers.processes import run
 
 forked = fork_server.forked
-LATER = pytest.param(("mutate", "full", "shared"), marks=pytest.mark.exhaustive)
-KINDS = [("kill", "readonly"), LATER]
+LATER = pytest.param(("readonly", "mutate", "full", "shared"), marks=pytest.mark.exhaustive)
+KINDS = [("kill",), LATER]
 
 
 @pytest.mark.slow

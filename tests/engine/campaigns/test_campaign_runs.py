@@ -98,9 +98,9 @@ def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_pa
 def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     folder, finished, tmp_path, monkeypatch, capsys
 ):
-    """Its job is killed; its terminal closes; all of it is killed; Ctrl-C, after a new cell.
+    """Its job is killed; its terminal closes; Ctrl-C, after a new cell.
 
-    Kills at any later moment: kind `kill` of `make faults`.
+    All of it is killed: kind `kill`, which `tests/test_faults.py` tries, and `tree` of `make faults`.
     """
     runs, words = tmp_path / "runs", f"runs={tmp_path / 'runs'}"
     again = ["campaign", str(folder / "shapes.yaml"), words]
@@ -108,12 +108,11 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     def cells() -> int:
         return len(list(runs.glob("store/cells/fine_tune-*/done.json")))
 
-    def begun(job_name: str) -> bool:
-        logs = runs.glob(f"shapes/plans/*/logs/{job_name}.log")
-        return any(path.stat().st_size for path in logs)
+    def prepares() -> bool:
+        return any(path.stat().st_size for path in runs.glob("shapes/plans/*/logs/prepare.log"))
 
     with started(folder, words, "--cores", "2", cwd=tmp_path) as process:
-        until(lambda: begun("prepare"), "a job is at work", at_work=process)
+        until(prepares, "a job is at work", at_work=process)
         (program,) = (n for n, words in jobs_of(runs).items() if words[3:4] == [job.__name__])
         os.kill(program, signal.SIGKILL)
         shown = process.communicate(timeout=900)[0]
@@ -128,11 +127,6 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     plan = campaigns.plan_of(folder / "shapes.yaml", words)
     campaigns.do(plan, PREPARE)
     job_states.set_done(plan.place, PREPARE)
-    with started(folder, words, "--cores", "1", cwd=tmp_path) as process:
-        until(lambda: begun("column-*"), "a column is at work", at_work=process)
-        os.killpg(process.pid, signal.SIGKILL)
-        until(lambda: not jobs_of(runs), "its jobs end", 20)
-
     with started(folder, words, "--cores", "1", cwd=tmp_path) as process:
         until(cells, "a new cell", at_work=process)
         assert jobs_of(runs)

@@ -221,7 +221,7 @@ def start(grid: grids.Grid, runs: Path, *words: str) -> subprocess.Popen:
         )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # each promise with stand-ins: test_parent.py and test_ranks.py
 def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp_path):
     """The command of the first is ended by SIGTERM, the launcher of the second by SIGKILL."""
     places = [tmp_path / "a", tmp_path / "b"]
