@@ -100,7 +100,7 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
 ):
     """Its job is killed; its terminal closes; Ctrl-C, after a new cell.
 
-    All of it is killed: kind `kill`, which `tests/test_faults.py` tries, and `tree` of `make faults`.
+    All of it is killed: kind `kill`, which `tests/test_faults.py` tries, and kind `tree`.
     """
     runs, words = tmp_path / "runs", f"runs={tmp_path / 'runs'}"
     again = ["campaign", str(folder / "shapes.yaml"), words]
