@@ -46,7 +46,7 @@ class Status:
     error: str = ""
 
 
-def of(begun: StartedCampaign, now: float, *, is_latest: bool = True) -> Status:
+def read_status(begun: StartedCampaign, now: float, *, is_latest: bool = True) -> Status:
     """The status of a campaign. now: seconds since 1970.
 
     is_latest: whether its plan is the latest of its folder. Only the latest plan can be running.

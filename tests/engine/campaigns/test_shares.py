@@ -156,7 +156,7 @@ def test_status_counts_the_cells_of_every_job(folder, tmp_path):
     job_states.begin(plan)
 
     def cells() -> tuple[int, int]:
-        return status.of(StartedCampaign(plan.place, None), 0.0).cells
+        return status.read_status(StartedCampaign(plan.place, None), 0.0).cells
 
     (training,) = (job for job in plan.jobs if stage_of(job) == TRAIN)
     assert cells() == (0, 3)
