@@ -27,9 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     latest = {each.place.campaign: each.place for each in begun}  # the newest plan is last
     for each in begun:
         is_latest = latest[each.place.campaign] == each.place
-        print(
-            "\n".join(map(one_line, lines(status.read_status(each, now, is_latest=is_latest), now)))
-        )
+        found = status.read_status(each, now, is_latest=is_latest)
+        print("\n".join(map(one_line, lines(found, now))))
     if not begun:
         print(f"{runs} contains no campaign")
     others, hidden = use.others(Store(runs / STORE))
