@@ -85,8 +85,8 @@ class Planned:
 
 
 def planned(plan: Plan) -> Planned:
-    """Counts the work of a campaign. Raises ValueError as `estimate.of`."""
-    return Planned(plan, estimate.of(plan.recipes, len(plan.rows)))
+    """Counts the work of a campaign. Raises ValueError as `estimate.campaign_cost`."""
+    return Planned(plan, estimate.campaign_cost(plan.recipes, len(plan.rows)))
 
 
 def simulated(grids: Sequence[Planned], device: Device, gpus: int, shape: Shape) -> Schedule:

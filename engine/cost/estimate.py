@@ -131,7 +131,7 @@ class Estimate:
         return groups
 
 
-def of(columns: Sequence[Sequence[Sequence[Recipe]]], rows: int) -> Estimate:
+def campaign_cost(columns: Sequence[Sequence[Sequence[Recipe]]], rows: int) -> Estimate:
     """Estimates the cost of a campaign.
 
     columns: of each, the recipes of each cell and of the cells that it needs. rows: the number of

@@ -118,7 +118,7 @@ def test_the_counts_of_the_engines_stage_are_those_of_its_plan(tmp_path, monkeyp
     monkeypatch.setattr(photos, "draw", draw)
     plan = campaign.planned(tmp_path, torch.device("cuda"), small=False)
     (images,), counts = set(drawn), LIMITS["engine"][1]
-    predicted = estimate.of(plan.recipes, len(plan.rows))
+    predicted = estimate.campaign_cost(plan.recipes, len(plan.rows))
     column, shared = work.in_a_job(predicted.columns[0]), predicted.shared
     of_images = {
         "trained": sum(each.images for each in column if each.name.startswith("training")),

@@ -45,8 +45,8 @@ def test_its_row_costs_a_plan_predictions_and_no_pass(words, monkeypatch):
     *rest, ensemble = plan.rows
     assert ensemble == "ensemble"
     fewer = replace(plan, rows={name: plan.rows[name] for name in rest})
-    without = estimate.of(fewer.recipes, len(fewer.rows))
-    actual = estimate.of(plan.recipes, len(plan.rows))
+    without = estimate.campaign_cost(fewer.recipes, len(fewer.rows))
+    actual = estimate.campaign_cost(plan.recipes, len(plan.rows))
     assert actual.columns == without.columns
     assert actual.disk["weights"] == without.disk["weights"]
     assert actual.disk["predictions"] > without.disk["predictions"]

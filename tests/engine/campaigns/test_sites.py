@@ -95,7 +95,8 @@ def test_jobs_of_cores_are_whole_columns_unless_an_option_says_otherwise(
 ):
     see_gpus(monkeypatch, 0)
     plan = plan_of(folder, tmp_path)
-    monkeypatch.setattr(estimate, "of", mock.Mock(side_effect=AssertionError("no estimate")))
+    unused = mock.Mock(side_effect=AssertionError("no estimate"))
+    monkeypatch.setattr(estimate, "campaign_cost", unused)
     assert sites.choose_site(RunOptions(cores=2), [plan]).jobs_per_column == 1
     where = sites.choose_site(RunOptions(cores=2, jobs_per_column=4), [plan])
     shares = dataclasses.replace(plan, jobs_per_column=where.jobs_per_column)
@@ -108,7 +109,8 @@ def test_queued_columns_of_a_large_campaign_are_one_job_each(folder, tmp_path, m
     plan = plan_of(folder, tmp_path)
     seeds = range(simulation.MOST_QUEUED + 1)
     large = dataclasses.replace(plan, columns=[Column("few", Setting({"seed": k})) for k in seeds])
-    monkeypatch.setattr(estimate, "of", mock.Mock(side_effect=AssertionError("no estimate")))
+    unused = mock.Mock(side_effect=AssertionError("no estimate"))
+    monkeypatch.setattr(estimate, "campaign_cost", unused)
     (tmp_path / "config.yaml").touch()
     assert sites.choose_site(RunOptions(cores=2, profile=tmp_path), [large]).jobs_per_column == 1
 
@@ -163,7 +165,8 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     assert more == 8 * 3000 and f"--mem {asked['column']['mem_mb']} " in sbatch
     options = sites.checked(RunOptions(executor="slurm"))
     plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Scheduler(options))
-    asked, costs = sites.resources(options, where, plan), estimate.of(plan.recipes, len(plan.rows))
+    asked = sites.resources(options, where, plan)
+    costs = estimate.campaign_cost(plan.recipes, len(plan.rows))
     hours = costs.column_hours(estimate.cpu(4))
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
     assert (asked["distances"]["runtime"], asked["report"]["runtime"]) == (105, 45)

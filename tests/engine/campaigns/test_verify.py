@@ -100,7 +100,7 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path, m
     for more, seen in (((), (35, 35, 21)), (("model.head.fit_on=tinted",), (0, 0, 0))):
         plan = plan_of(name, *words, *more)
         assert plan.needed == ["upstream", "outline", "few", *(["tinted"] if more else [])]
-        assert list(estimate.of(plan.recipes, len(plan.rows)).images) == plan.needed
+        assert list(estimate.campaign_cost(plan.recipes, len(plan.rows)).images) == plan.needed
         builder = Builder(plan_cell(name, parsed((*words, *more))), grid.device)
         bases.append(builder.base.name)
         for each in plan.needed[:3]:

@@ -24,7 +24,7 @@ IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
 def estimated(plan: Plan) -> Estimate:
     """Without the second that timing the model takes."""
     with mock.patch.object(flops, "forward_tflops", lambda *_: 1.0):
-        return estimate.of(plan.recipes, len(plan.rows))
+        return estimate.campaign_cost(plan.recipes, len(plan.rows))
 
 
 @pytest.fixture(scope="module")

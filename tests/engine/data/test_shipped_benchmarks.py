@@ -307,7 +307,7 @@ def test_a_campaign_is_planned_before_its_data_is_there(tmp_path, name):
     assert round(size.held_out) == (held_out or round(images / 4))
     trained_on = work.trained_on(plan.recipe, [size])
     assert trained_on == round(images - size.held_out)
-    planned = estimate.of(plan.recipes, len(plan.rows))
+    planned = estimate.campaign_cost(plan.recipes, len(plan.rows))
     assert planned.images[upstream] == images
 
 

@@ -70,7 +70,7 @@ def test_its_cost_counts_passes_and_larger_images(grid):
     net = work.network(plain[0], 5)
     one, two = (work.column([cells], sizes, net)[0][0] for cells in (plain, augmented))
     assert two.operations == pytest.approx(one.operations * 4 / 3)
-    stored = [estimate.of([[cells]], 1).disk["packs"] for cells in (plain, augmented)]
+    stored = [estimate.campaign_cost([[cells]], 1).disk["packs"] for cells in (plain, augmented)]
     assert stored[1] > stored[0]
     assert dataclasses.replace(two, operations=0, traffic=0) == dataclasses.replace(
         one, operations=0, traffic=0
