@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{folder} is a single cell: only --alpha applies to it")
     campaign = None if is_cell else find_campaign(arguments.source, arguments.overrides)
     from engine.exchange import export  # here, because these import torch
-    from engine.exchange.model_card import card_of_campaign, results_of
+    from engine.exchange.model_card import card_of_campaign
     from engine.model_files.descriptions import read_classes
 
     card = ""
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         evaluation = export.choose(of_role(campaign.record.evaluations, TEST), vars(arguments))
         row = export.row_of_campaign(campaign, evaluation)
-        card = card_of_campaign(campaign, evaluation, results_of(campaign))
+        card = card_of_campaign(campaign, evaluation)
     if arguments.classes:
         row = replace(row, classes=read_classes(arguments.classes))
     _write(row, arguments.out, card)

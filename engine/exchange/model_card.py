@@ -1,6 +1,6 @@
 """The card of an exported or merged model: README.md, whose metadata the Hugging Face Hub reads.
 
-The numbers of a campaign's model come from the campaign's report.
+It says what the model is. Its numbers are in the campaign's report, and nowhere twice.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 
-from engine.campaigns import seal
-from engine.campaigns.plan import RESULTS
 from engine.campaigns.record import FinishedCampaign
 from engine.data import sources
 from engine.data.kinds import kind_of
@@ -24,10 +22,6 @@ from engine.machine.files import write_atomic
 from engine.measures.rows import PRE, Evaluation, trained_sets
 from engine.model_files.architectures import open_clip_name, open_clip_package, timm_config
 from engine.recipe.schema import ModelRecipe, Recipe
-from engine.report import results_file
-from engine.report.headline import SMOKE_RUN
-from engine.report.results_file import CampaignResults, Number
-from engine.report.text import bounds, counted, rounded, signed
 from loaders.files.root import Root
 
 MARK = "<!-- Written by `rib`, which replaces a file with this line. -->"
@@ -68,24 +62,20 @@ def card_of_merge(merged: DescribedModel) -> str:
         mark=MARK,
         title=merged.title,
         facts=facts,
-        without="nobody has evaluated it: run `rib evaluate`",
+        numbers="Nobody has evaluated this model: run `rib evaluate`.",
     )
 
 
-def card_of_campaign(
-    campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None
-) -> str:
-    """The card of a row's model. results: the report's numbers, or None without a report."""
-    recipe, title, record = campaign.plan.recipe, _title(campaign, row), campaign.record
+def card_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> str:
+    """The card of a row's model."""
+    recipe, title = campaign.plan.recipe, _title(campaign, row)
     if row.method != PRE:
         recipe = campaign.plan.rows[row.method].recipe
-    of_row = [] if results is None else _of_row(results, row)
     trained_on = [] if row.method == PRE else trained_sets(row.downstream)
     hub = {name: source.hub for name, source in _published(recipe).items() if source.hub}
     metadata = _metadata(
         recipe.model,
         datasets=[hub.get(name, name) for name in trained_on] or None,
-        eval_results=None if record.limit else _evaluations(recipe, of_row, row, hub) or None,
         model_name=title,
         **_of_weights(recipe.model),
     )
@@ -96,24 +86,9 @@ def card_of_campaign(
         mark=MARK,
         title=title,
         facts=list(_facts(campaign, row, recipe)),
-        without="the campaign had no report: run `rib report`",
-        smoke_run=f"T{SMOKE_RUN.format(record.limit)[1:]}." if record.limit else "",
-        images="images that it was not trained on" if record.holdout else "all images",
-        accuracies=[] if results is None else list(_accuracies(results, of_row, row)),
-        sentences=[] if results is None else list(_sentences(results, of_row)),
+        numbers="Accuracies, RI and mRI with their intervals are in the campaign's report.",
         terms=list(_terms(campaign, recipe)),
     )
-
-
-def results_of(campaign: FinishedCampaign) -> CampaignResults | None:
-    """The numbers of the campaign's report; None if it is missing or was changed.
-
-    Raises DamagedFile if the file is a link or too large.
-    """
-    root = campaign.place.report_root
-    if not seal.is_shown(campaign.place) or not root.has(RESULTS):
-        return None
-    return results_file.read_results(root.read(RESULTS))
 
 
 def _metadata(model: ModelRecipe, **values: Any) -> ModelCardData:
@@ -137,28 +112,6 @@ def _of_weights(model: ModelRecipe) -> dict[str, str]:
         config = open_clip_package().get_pretrained_cfg(weights.clip, weights.tag)
         values = {"base_model": config.get("hf_hub", "").strip("/")}
     return {key: value for key, value in values.items() if value}
-
-
-def _evaluations(
-    recipe: Recipe, of_row: Sequence[Number], row: Evaluation, hub: Mapping[str, str]
-) -> list[EvalResult]:
-    """The row's accuracies in percent, and RI and mRI in points, as the Hub reads them."""
-    entries = []
-    for number in of_row:
-        name = number.evaluated_on
-        if number.quantity == "accuracy" and (not name or number.downstream != row.downstream):
-            continue
-        name = name or recipe.dataset.name
-        entry = EvalResult(
-            task_type=TASK,
-            dataset_type=hub.get(name, name),
-            dataset_name=name,
-            metric_type=number.quantity,
-            metric_value=round(number.value, 3),
-            metric_args={"low_95": round(number.low, 3), "high_95": round(number.high, 3)},
-        )
-        entries.append(entry)
-    return entries
 
 
 def _title(campaign: FinishedCampaign, row: Evaluation) -> str:
@@ -186,57 +139,12 @@ def _facts(campaign: FinishedCampaign, row: Evaluation, recipe: Recipe) -> Itera
         left_out = ("method.name", "method.title", "method.module", "method.variant", "seeds")
         yield "settings", ", ".join(f"{k}={v}" for k, v in settings.items() if k not in left_out)
     yield "campaign", f"`{campaign.plan.shown_command}`"
+    if record.limit:
+        yield "smoke run", f"at most {record.limit} images per dataset: a test of the program"
     for name in ("Versions", "Data fingerprints"):
         values = record.settings.get(name)
         if isinstance(values, Mapping):
             yield name.lower(), ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _of_row(results: CampaignResults, row: Evaluation) -> list[Number]:
-    """The numbers of the exported model: per dataset, and their means."""
-    arm = row.model, row.method, row.variant, row.alpha, str(row.setting)
-    return [
-        number
-        for number in results.numbers
-        if (number.model, number.method, number.variant, number.alpha, number.setting) == arm
-        and number.downstream in (row.downstream, "")
-    ]
-
-
-def _accuracies(
-    results: CampaignResults, of_row: Sequence[Number], row: Evaluation
-) -> Iterator[Sequence[str]]:
-    """Accuracy per dataset, before fine-tuning and after."""
-    before = {
-        number.evaluated_on: number
-        for number in results.numbers
-        if number.quantity == "accuracy" and number.method == PRE and number.model == row.model
-        if number.evaluated_on and number.downstream in ("", row.downstream)
-    }
-    after = {n.evaluated_on: n for n in of_row if n.quantity == "accuracy" and n.downstream}
-    columns = [before] if row.method == PRE else [before, after]
-    for name in [results.upstream, *results.sets, *results.evaluate_on]:
-        if all(name in column for column in columns):
-            yield [name, *(_percent(column[name]) for column in columns)]
-
-
-def _sentences(results: CampaignResults, of_row: Sequence[Number]) -> Iterator[str]:
-    """RI and mRI with their conditions."""
-    seeds = f", means over {len(results.seeds)} training seeds" * (len(results.seeds) > 1)
-    for number in of_row:
-        points = f"{signed(number.value)} points (95% interval {bounds(number.low, number.high)})"
-        if number.quantity == "RI" and number.downstream:
-            yield f"RI of this model{seeds}: {points}. The interval covers {results.intervals}."
-        if number.quantity == "mRI":
-            columns = counted("downstream dataset", len(results.downstreams))
-            yield (
-                f"mRI of the method, its mean RI over {columns}{seeds}: {points}. The interval "
-                f"covers {results.intervals_of_mri}."
-            )
-
-
-def _percent(number: Number) -> str:
-    return f"{rounded(number.value)} [{rounded(number.low)}, {rounded(number.high)}]"
 
 
 def _terms(campaign: FinishedCampaign, recipe: Recipe) -> Iterator[Sequence[str]]:
