@@ -21,7 +21,7 @@ def list_folders(root: Path, columns: Sequence[str] = ()) -> Listing:
     Raises ValueError naming a root that is missing, empty or has files instead of classes, classes
     without images (with columns, folders without files), and invalid files (see `trees.files`).
     """
-    if found := shards.of(root):
+    if found := shards.find_shards(root):
         return shards.listing(root, found)
     if not root.is_dir():
         raise ValueError(f"{root.absolute()} is not a folder; it needs one folder per class")

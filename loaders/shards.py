@@ -55,7 +55,7 @@ def exists(place: Path) -> bool:
     return place.exists() or bool(_matching(place))
 
 
-def of(place: Path) -> list[Path]:
+def find_shards(place: Path) -> list[Path]:
     """Returns the shards that a place names, in order; empty for another kind of dataset.
 
     Raises ValueError for a pattern without matches, for both kinds of shards at once, and for a
@@ -87,7 +87,7 @@ def of(place: Path) -> list[Path]:
 
 def files(root: Path) -> Iterator[File]:
     """Yields each file of a tree as `trees.files` does, or shards' images as `<class>/<image>`."""
-    shards = of(root)
+    shards = find_shards(root)
     if not shards:
         yield from trees.files(root)
         return

@@ -265,7 +265,7 @@ class _Held:
 def _each(tables: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
     """Each file of the tables, and its table's value of the given column."""
     for value, table in tables.items():
-        for file in shards.of(table) or [table]:
+        for file in shards.find_shards(table) or [table]:
             yield value, file
 
 

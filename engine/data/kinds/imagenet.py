@@ -83,7 +83,7 @@ class Kind(base.Kind):
         source = source or Path(root) / name
         by_folder, drawn = imagenet.by_folder, self._drawn
         # Hubs also name classes by their synonyms.
-        named = wnids_by_name() if shards.of(source) else {}
+        named = wnids_by_name() if shards.find_shards(source) else {}
         if name == OBJECTNET:
             listing = objectnet.list_objectnet(
                 source, name, wnids_by_name(), self.dataset.objectnet
