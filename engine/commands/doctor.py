@@ -112,7 +112,6 @@ def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:
         Check("hub cache", "downloaded weights", hub),
         Check("FFCV", "faster JPEG packs", partial(package, "ffcv", "import ffcv", FFCV)),
         Check("apex", "optimizer.name=apex_adamw", partial(package, "apex", "import amp_C", APEX)),
-        Check("Slurm", "rib campaign --executor slurm", slurm),
     ]
 
 
@@ -237,22 +236,3 @@ def hub() -> Diagnosis:
     there = place(Path(constants.HF_HUB_CACHE), 1, "export HF_HUB_CACHE=ANOTHER_FOLDER")
     offline = "; offline, so only cached weights work" if constants.HF_HUB_OFFLINE else ""
     return there._replace(detail=there.detail + offline)
-
-
-def slurm() -> Diagnosis:
-    """Check Slurm: configuration, partitions, and accounting if campaigns need it."""
-    if shutil.which("sinfo") is None:
-        return Diagnosis(MISSING, "not a node of a cluster", "use a login node", needed=False)
-    from engine.campaigns.schedulers.slurm import cluster
-    from engine.errors import CampaignError  # here, because another package may hide `loaders`
-
-    try:
-        names = dict.fromkeys(answer("sinfo", "--noheader", "--format", "%R").split())
-        if cluster("").accounting:
-            answer("sacct", "--noheader", "--allocations", "--format", "JobID")
-    except (NoAnswer, CampaignError) as error:
-        if "configuration source" in str(error):
-            detail = "installed, but this machine is in no cluster"
-            return Diagnosis(MISSING, detail, "use a login node", needed=False)
-        return Diagnosis(WRONG, str(error), "ask the cluster's administrator")
-    return Diagnosis(OK, f"partitions {', '.join(names) or 'none'}")

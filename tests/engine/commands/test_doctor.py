@@ -171,25 +171,3 @@ def test_a_package_that_is_broken_or_another_project(
     seen = doctor.package(name, code, cure)
     assert (seen.state, seen.cure, seen.needed) == (WRONG, cure, False) and detail in seen.detail
     assert doctor.package("no_such_package", "", cure).state == MISSING
-
-
-NO_CLUSTER = "echo 'not establish a configuration source' >&2; exit 1"
-DATABASE = "echo 'AccountingStorageType = accounting_storage/slurmdbd'"
-NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = 209 sec'"
-
-
-@pytest.mark.parametrize(
-    ("sinfo", "scontrol", "state", "needed", "detail"),
-    [
-        ("echo main; echo gpu; echo gpu", DATABASE, OK, True, "partitions main, gpu"),
-        ("sleep 60 & wait", DATABASE, WRONG, True, "sinfo did not answer within 0.3 s"),
-        ("echo main", NO_DATABASE, WRONG, True, "forgets a finished job after 209 s"),
-        (NO_CLUSTER, "", MISSING, False, "in no cluster"),
-    ],
-)
-def test_slurm(sinfo, scontrol, state, needed, detail, programs_are, monkeypatch):
-    answer = doctor.answer
-    monkeypatch.setattr(doctor, "answer", lambda *command: answer(*command, seconds=0.3))
-    programs_are(sinfo=sinfo, scontrol=scontrol, sacct="exit 0", sbatch="")
-    seen = doctor.slurm()
-    assert (seen.state, seen.needed) == (state, needed) and detail in seen.detail
