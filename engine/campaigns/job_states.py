@@ -236,8 +236,8 @@ def steps(plan: Plan, states: Mapping[str, JobState]) -> int:
     """Steps of the plan's jobs in the progress bar.
 
     The preparation has one for every evaluated dataset and the model; the others have one for every
-    cell that they make and, except trainings, one more. Jobs whose results another campaign had
-    have no progress and do not count.
+    cell that they make and, except trainings, one more. Jobs that were done before have no
+    progress and do not count.
     """
 
     def of(job: str) -> int:

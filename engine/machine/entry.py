@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import errno
 import getpass
 import importlib.util
@@ -14,12 +13,10 @@ import select
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from engine.errors import (
     USERS_METHOD,
@@ -87,8 +84,7 @@ def guarded(
     try:
         if not may_be_hidden:
             check_shadowing()
-        with _exit_raises():
-            code = work() or 0
+        code = work() or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError as error:
@@ -110,29 +106,6 @@ def guarded(
             raise
         code = _explain(error, transient_code)
         return code if isinstance(error, SystemExit) else 1  # a retry may succeed
-
-
-@contextlib.contextmanager
-def _exit_raises() -> Iterator[None]:
-    """Makes `os._exit` raise SystemExit, so that a user's method cannot end a command as if it
-    succeeded.
-
-    A forked child exits as usual. A call in another thread ends the command, but never with 0.
-    """
-    exit_now, owner = os._exit, os.getpid()
-
-    def leave(status: int) -> NoReturn:
-        if os.getpid() != owner:
-            exit_now(status)
-        if threading.current_thread() is threading.main_thread():
-            raise SystemExit(status)
-        exit_now(status or 1)
-
-    os._exit = leave
-    try:
-        yield
-    finally:
-        os._exit = exit_now
 
 
 def words(error: BaseException) -> str:

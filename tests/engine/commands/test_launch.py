@@ -79,7 +79,6 @@ class Recipe(Base):
         ("open('/nowhere/at/all')", True, 2),
         ("[][3]", True, 1),
         ("import sys; sys.exit(0)", True, 2),
-        ("import os; os._exit(0)", True, 2),
         ("raise type('Odd', (BaseException,), {})('exit(0)')", True, 1),
         ("raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", True, 1),
         (r"raise ValueError('\x1b[31m' + 50_000_000 * 'x')", True, 2),
