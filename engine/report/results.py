@@ -293,14 +293,13 @@ class Results:
     @property
     def in_one_training(self) -> str:
         """` in this one training`, after numbers that ignore a seed replicate; otherwise empty."""
-        return " in this one training" * (len(self.grid.seeds) == 1)
+        return " in this one training" if len(self.grid.seeds) == 1 else ""
 
     @property
     def seeds(self) -> str:
         """The number of training seeds, and whether there is a seed replicate."""
-        return counted("training seed", len(self.grid.seeds)) + " and a seed replicate" * bool(
-            self.replicated
-        )
+        replicate = " and a seed replicate" if self.replicated else ""
+        return counted("training seed", len(self.grid.seeds)) + replicate
 
     @property
     def replicated(self) -> list[str]:
@@ -336,7 +335,7 @@ class Results:
         others = {len(sets - column) for column in columns}
         if len(others) == 1 and all(column <= sets for column in columns):
             return f"the {counted('other dataset', others.pop())}"
-        own = " except the column's" * any(column & sets for column in columns)
+        own = " except the column's" if any(column & sets for column in columns) else ""
         return f"the {counted('dataset', len(sets))}{own}"
 
     @property

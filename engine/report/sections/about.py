@@ -213,9 +213,11 @@ def what_was_run(results: Results) -> Section | None:
     ran = f"{counted('model', count)}, {took} of jobs"
     if ended.empty:
         ran = f"{counted('model', count)}, found in the store"
+    if record.missing:
+        ran += f"; {counted('job', len(record.missing))} missing"
     return Section(
         "settings",
-        ran + f"; {counted('job', len(record.missing))} missing" * bool(record.missing),
+        ran,
         "A cell is one model fine-tuned on one dataset with one method and one seed. Each dataset "
         f"was evaluated on {images}.",
         tables=[table for table in tables if len(table.data)],

@@ -65,7 +65,7 @@ def of_matrix(matrix: Matrix) -> Section:
         "distances",
         heading,
         "Optimal transport distances between all datasets, in the pretrained model's features and "
-        f"classes{drawn} ({'entropic, debiased, ' * bool(matrix.eps)}{matrix.certainty()}), in "
+        f"classes{drawn} ({'entropic, debiased, ' if matrix.eps else ''}{matrix.certainty()}), in "
         "squared units of the features.",
         figures=[Figure("distances", caption, f"{heading}.", data, spec)],
         is_open=True,

@@ -31,10 +31,12 @@ def section(results: Results) -> Section | None:
     tuned = means[means["method"] != BEFORE]
     above, below = (tuned[f"{ROBUSTNESS}_low"] > 0).sum(), (tuned[f"{ROBUSTNESS}_high"] < 0).sum()
     is_outside = titled.dropna(subset=ROBUSTNESS)["extrapolated_pct"] > 0
-    outside = (
-        f" {is_outside.sum()} of {len(is_outside)} accuracies are outside the range that their "
-        "line is fitted over; the extrapolated line is weak evidence there."
-    ) * bool(is_outside.any())
+    outside = ""
+    if is_outside.any():
+        outside = (
+            f" {is_outside.sum()} of {len(is_outside)} accuracies are outside the range that their "
+            "line is fitted over; the extrapolated line is weak evidence there."
+        )
     return Section(
         "effective-robustness",
         f"{above} of {counted('method', len(tuned))} are significantly above the trend line, "

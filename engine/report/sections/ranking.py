@@ -150,16 +150,20 @@ def methods(results: Results) -> Section | None:
     numbers = [name for name in map(str, arms) if name.endswith(("_pts", "_pct", "_low", "_high"))]
     data = arms[["model", "method", "variant", *numbers]].dropna(axis=1, how="all")
     letters = {arm: of for model in results.models for arm, of in results.letters(model).items()}
+    same_letter = ""
     if letters:
         data.insert(3, "letters", arms["arm"].map(letters).fillna(""))
+        same_letter = SAME_LETTER
     upstream = results.record.upstream
     caption = (
         f"mRI with its 95% interval{results.one_training}, in points; mean accuracy on the "
         "downstream dataset and on the other datasets (OOD), in percent"
         f"{f'; mean change on {upstream}, in points' if upstream else ''}"
-        f"{'; the published mRI' * ('published_mRI_pts' in data)}{SAME_LETTER * bool(letters)}."
+        f"{'; the published mRI' if 'published_mRI_pts' in data else ''}{same_letter}."
     )
-    ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)
+    if X in data:
+        caption += chosen_on_its_set(results)
+    ranking = Table("ranking", caption, data)
     heading = _heading(results) or (
         f"mRI ranges from {between(data, 'mRI_pts', 'method')}{results.one_training}"
     )
@@ -175,8 +179,7 @@ def methods(results: Results) -> Section | None:
         figures=charts.by_model(
             results,
             "ranking",
-            f"mRI in points, with its 95% interval{results.one_training}"
-            f"{SAME_LETTER * bool(letters)}",
+            f"mRI in points, with its 95% interval{results.one_training}{same_letter}",
             data[["model", "method", *MRI, *filter(data.__contains__, ["letters"])]],
             ("mRI_pts", "method"),
         ),
@@ -214,7 +217,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     above = {name: dict(zip(map(str, wide), of, strict=True)) for name, of in titled}
     wide = results.ranked(model).set_index("method")[MRI].join(wide, how="inner")
     return Table(
-        slug("ri", *[model] * (len(results.models) > 1)),
+        slug("ri", model) if len(results.models) > 1 else "ri",
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
         f"on {results.measured_on}; mRI with 95% intervals{results.of(model)}"
         f"{results.one_training}.",
@@ -292,7 +295,9 @@ def chosen_on_its_set(results: Results) -> str:
         for row in results.record.rows
         if row.settings.get("method.select") == "greedy"
     )
+    if not names:
+        return ""
     return (
         f" {', '.join(names)}: chosen by accuracy on held-out images of the downstream dataset, so "
-        "its accuracy there is optimistic." * bool(names)
+        "its accuracy there is optimistic."
     )
