@@ -39,7 +39,7 @@ from loaders.files.durable import short_digest
 PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"^<!-- numbers: (?P<campaign>\S+) (?P<name>\S+)"
-    r"(?: recipe (?P<recipe>\w+)(?: code (?P<code>\w+))? text (?P<text>\w+))? -->\n"
+    r"(?: recipe (?P<recipe>\w+) code (?P<code>\w+) text (?P<text>\w+))? -->\n"
     r"(?P<quote>.*?)^<!-- /numbers -->\n",
     re.MULTILINE | re.DOTALL,
 )
