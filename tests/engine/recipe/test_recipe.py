@@ -11,7 +11,7 @@ from engine.cells.cell_plan import CellPlan, cell_of_plain
 from engine.cells.plan_cell import plan_cell
 from engine.errors import RecipeError
 from engine.methods.linear_probe import first_head
-from engine.recipe import campaigns
+from engine.recipe import campaigns, catalogue
 from engine.recipe.campaigns import methods_of, recipe_names
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe, recipe_of_sections, varied_recipe
@@ -25,6 +25,7 @@ def write(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("campaign", recipe_names("campaigns"))
+@catalogue.each_file_once()
 def test_every_row_of_a_campaign_resolves_and_is_read_back_from_a_plan(campaign):
     for method in methods_of(campaign):
         resolved = load_recipe(campaign, method=method)
