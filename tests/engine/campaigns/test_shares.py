@@ -25,8 +25,6 @@ from engine.campaigns.plan import (
     stage_of,
 )
 from engine.commands import job
-from engine.evaluation import passes
-from engine.training import loop
 from helpers import campaigns
 from helpers.campaigns import plan_of, started
 from helpers.processes import run, until
@@ -112,22 +110,25 @@ def test_jobs_have_other_names_in_groups_of_other_sizes(folder):
 def test_tables_are_those_of_one_job_per_column(jobs, folder, finished, tmp_path, monkeypatch):
     """Byte for byte, and a column's own job trains and evaluates no model again."""
     ran = campaigns.in_this_process(monkeypatch)
-    do, work = campaigns.do, []
-    fit, one_pass = loop.fit, passes._pass
+    do, store, work = campaigns.do, tmp_path / "runs" / "store", set()
 
-    def counted(plan: Plan, name: str) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "fit", lambda *words: work.append((name, "fit")) or fit(*words))
-            patch.setattr(passes, "_pass", lambda *w: work.append((name, "pass")) or one_pass(*w))
-            do(plan, name)
+    def made() -> set[tuple[str, str, int]]:
+        files = [*store.glob("cells/*/weights.safetensors"), *store.glob("predictions/*/done.json")]
+        return {(*path.parts[-3:-1], path.stat().st_mtime_ns) for path in files}
 
-    monkeypatch.setattr(campaigns, "do", counted)
+    def watched(plan: Plan, name: str) -> None:
+        before = made()
+        do(plan, name)
+        work.update((stage_of(name), folder) for folder, *_ in made() - before)
+
+    monkeypatch.setattr(campaigns, "do", watched)
     words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path / 'runs'}"]
     assert cli.main([*words, "--jobs-per-column", str(jobs)]) == 0
     counts = {stage: sum(stage_of(job) == stage for job in ran) for stage in (TRAIN, EVALUATE)}
     assert counts == {TRAIN: 3, EVALUATE: 3 * jobs}
-    assert {(stage_of(job), what) for job, what in work} == {
-        (PREPARE, "fit"), (PREPARE, "pass"), (TRAIN, "fit"), (EVALUATE, "pass"),
+    assert work == {
+        (PREPARE, "cells"), (PREPARE, "predictions"),
+        (TRAIN, "cells"), (EVALUATE, "predictions"),
     }  # fmt: skip
     for name in ("accuracy.csv", "mri.csv"):
         file = f"runs/shapes/report/{name}"
