@@ -252,7 +252,7 @@ def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(
     assert all(row[key] > 0 for row in rows for key in ("images_s", "peer_images_s", "peer_mfu"))
 
 
-@pytest.mark.slow
+@EXHAUSTIVE
 def test_graphs_of_the_headline_and_the_engine_are_compiled(tmp_path):
     assert run(tmp_path, "compile", "--small")[0] == 0
     parts = [row["what"] for row in rows_of(tmp_path, "compile")]

@@ -11,7 +11,7 @@ from engine.cost.rates import Fit
 TRUE = Fit(full_rate=0.5, half_rate=0.9, eager=4.0, compiled=2.5, training=1.6)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_published_throughputs_are_predicted_within_a_quarter(capsys):
     """By constants that the row's architecture, or its GPU, had no part in as well."""
     rows = list(published_throughput.rows())

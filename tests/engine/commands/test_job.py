@@ -106,7 +106,7 @@ def on_two_ranks(plan: Plan, name: str) -> None:
     assert process.returncode == 0, process.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_two_ranks_prepare_is_what_one_prepares(folder, finished, tmp_path):
     """Their graphs are those that two ranks of a column look for: one for each GPU's number."""
     plan = campaigns.planned(folder, f"runs={tmp_path / 'runs'}")

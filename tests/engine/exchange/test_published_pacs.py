@@ -40,7 +40,7 @@ def test_the_published_grid_follows_from_its_predictions(tmp_path):
     assert {*found.images} == {"art_painting", "cartoon", "photo", "sketch"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # each kind of changed figure: test_publish.py
 def test_one_changed_digit_is_named_though_its_checksum_is_repaired(tmp_path):
     folder = shutil.copytree(PUBLISHED, tmp_path / "pacs")
     name = "report/mri.csv"

@@ -162,7 +162,7 @@ def test_numbers_that_no_seed_changes_have_no_variance_and_lend_none():
     assert list(variance) == [0, 5, 5, 9]
 
 
-@pytest.mark.parametrize("r", [1, 10])
+@pytest.mark.parametrize("r", [1, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_tests_of_equal_methods_hold_at_their_level(r):
     """A few simulated campaigns; bench/README.md has 2,000 in a cell."""
     for rows_are in ("independent", "like the demo's"):
