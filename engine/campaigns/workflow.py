@@ -155,7 +155,9 @@ def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
     """Print the jobs that would run, or those of a finished campaign, without running user code or
     writing files."""
     begun = not job_states.is_done(plan.place, REPORT)
-    names = [job for job in plan.jobs if not (begun and job_states.is_done(plan.place, job))]
+    done = {job for job in plan.jobs if begun and job_states.is_done(plan.place, job)}
+    done |= {share.job for share in plan.shares.values() if share.column.job in done}
+    names = [job for job in plan.jobs if job not in done]
     width = max(map(len, names))
     stages = {job: stage_of(job) for job in names}
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]

@@ -182,14 +182,18 @@ def column(
     model.
     """
     distinct: dict[str, tuple[int, Recipe]] = {}
+    evaluated = set[str]()
     # What a cell combines, its own row trains, if there is one.
     for number in sorted(range(len(cells)), key=lambda k: not cells[k][0].method.trains):
-        for cell in cells[number]:
-            # A digest of all settings would take most of the time of a large campaign's plan.
-            distinct.setdefault(repr(cell.untitled), (number, cell))
+        # A digest of all settings would take most of the time of a large campaign's plan.
+        keys = [repr(cell.untitled) for cell in cells[number]]
+        for key, cell in zip(keys, cells[number], strict=True):
+            distinct.setdefault(key, (number, cell))
+        # Members run where a row averages outputs, and otherwise only if they are rows.
+        evaluated |= set(keys if not cells[number][0].method.merged_models else keys[:1])
     # extra: models evaluated without a pass of their own (fitted heads and ensembles)
     work, networks, extra, weights = list[Work](), 0, 0, 0
-    for number, cell in distinct.values():
+    for key, (number, cell) in distinct.items():
         method, passes = cell.method, _passes(cell)
         if not method.trains:
             networks += method.merged_models
@@ -201,9 +205,10 @@ def column(
         images = cell.train.epochs * trained_on(cell, of_trained) if passes else 0
         training = net.trained(f"training: {method.title}", images, passes, cell)
         work.append(dataclasses.replace(training, graphs=graphs_of(cell), cell=number))
-        networks += 1 + cell.train.snapshots if passes else 0
-        extra += not passes
         weights += 1
+        if key in evaluated:
+            networks += 1 + cell.train.snapshots if passes else 0
+            extra += not passes
     first = cells[0][0]
     each = sum(_judged(first, name, sizes[name]) for name in first.dataset.evaluated_sets)
     work += [net.evaluated("evaluation", each, first)] * networks

@@ -66,6 +66,9 @@ def add(
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if name not in types_of:
+            section, dot, rest = str(name).partition(".")
+            if dot:
+                raise _error(source, f"write {key!r:.150} as `{section}: {{{rest}: VALUE}}`")
             hint = _nearest_key(key, options, types_of)
             raise UnknownKeyError(str(_error(source, f"unknown key {key!r:.150}{hint}")), key)
         if dataclasses.is_dataclass(types_of[name]):

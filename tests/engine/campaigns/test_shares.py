@@ -136,15 +136,21 @@ def test_tables_are_those_of_one_job_per_column(jobs, folder, finished, tmp_path
         assert (tmp_path / file).read_bytes() == expected
 
 
-def test_a_campaign_goes_on_with_another_number_of_jobs(folder, finished, tmp_path, monkeypatch):
+def test_a_campaign_goes_on_with_another_number_of_jobs(
+    folder, finished, tmp_path, monkeypatch, capsys
+):
     """Columns that are done stay so; what is lost of others' work, a column's job makes."""
     runs = campaigns.unfinished(finished, tmp_path / "runs")
     ran = campaigns.in_this_process(monkeypatch)
     words = ["campaign", str(folder / "shapes.yaml"), f"runs={runs}", "--jobs-per-column", "2"]
     (place,) = runs.glob("shapes/plans/*")
     (place / "done" / "train-1of2-fine_tune+linear_probe-few").touch()
+    missing = ["evaluate-1of2-few", "evaluate-2of2-few", "column-few", REPORT]
+    assert cli.main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 jobs would run" in shown and all(f"\n  {job} " in shown for job in missing)
     assert cli.main(words) == 0
-    assert ran == ["evaluate-1of2-few", "evaluate-2of2-few", "column-few", REPORT]
+    assert ran == missing
     accuracy = "shapes/report/accuracy.csv"
     assert (runs / accuracy).read_bytes() == (finished / accuracy).read_bytes()
 

@@ -74,6 +74,28 @@ def test_a_column_of_a_part_trains_on_as_many(folder, words, images):
     assert {parts[0].images for parts in part.columns} == {2 * images}
 
 
+@pytest.mark.parametrize(
+    ("rows", "trainings", "evaluations"),
+    [
+        ("fine_tune,model_stock", 2, 2),
+        ("model_stock", 2, 1),
+        ("lp_ft", 2, 1),
+        ("ensemble", 3, 2),
+    ],
+)
+def test_models_that_are_only_averaged_are_not_evaluated(
+    folder, tmp_path, rows, trainings, evaluations
+):
+    """Model Stock trains FT with two seeds; an ensemble needs its members' outputs."""
+    more = "{model_stock: {}, lp_ft: {}, ensemble: {method: {members: [fine_tune, lp_ft]}}}"
+    campaign = tmp_path / "more.yaml"
+    campaign.write_text(f"extends: {folder / 'shapes.yaml'}\nmethods: {more}\n")
+    part = estimated(plan_of(campaign, f"methods=[{rows}]", f"runs={folder / 'none'}"))
+    names = [each.name for each in part.columns[0]]
+    assert sum(name.startswith("training: ") for name in names) == trainings
+    assert names.count("evaluation") == evaluations
+
+
 def test_operations_are_those_of_one_forward_pass(counted):
     net = timm.create_model("test_vit", num_classes=5, img_size=32).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
